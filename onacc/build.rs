@@ -1,1 +1,56 @@
-fn main(){}
+//! Builds the eBPF program, so that the library can carry it inside.
+//!
+//! Owns: when it is built again, and where the library finds the object
+//! (`ONACC_EBPF_OBJECT`). Must not: know how to build it; `ebpf_toolchain.rs` does.
+
+use std::{env, fs, path::Path, path::PathBuf};
+
+#[allow(dead_code, reason = "xtask uses the rest")]
+#[path = "../xtask/src/ebpf_toolchain.rs"]
+mod ebpf_toolchain;
+
+use ebpf_toolchain::{Error, Progress};
+
+fn main() {
+    if let Err(error) = run() {
+        // Cargo prints these lines alone and fails the build: no dump, no backtrace.
+        for line in error.to_string().lines() {
+            println!("cargo::error={line}");
+        }
+    }
+}
+
+fn run() -> Result<(), Error> {
+    let manifest_dir = PathBuf::from(variable("CARGO_MANIFEST_DIR")?);
+    let workspace = manifest_dir.parent().unwrap_or(&manifest_dir);
+    for input in [
+        "onacc-ebpf/src",
+        "onacc-ebpf/Cargo.toml",
+        "onacc-ebpf/Cargo.lock",
+        "onacc-common/src",
+        "onacc-common/Cargo.toml",
+        "xtask/src/ebpf_toolchain.rs",
+    ] {
+        println!("cargo::rerun-if-changed={}", workspace.join(input).display());
+    }
+    println!("cargo::rerun-if-changed=build.rs");
+    let toolchain = ebpf_toolchain::find()?;
+    for tool in [&toolchain.compiler.rustc, &toolchain.linker.path] {
+        println!("cargo::rerun-if-changed={}", tool.display());
+    }
+    let object = ebpf_toolchain::build(&toolchain, workspace, Progress::Kept)?;
+    let own = Path::new(&variable("OUT_DIR")?).join("onacc-ebpf.o");
+    fs::copy(&object, &own).map_err(|source| Error::Io {
+        what: format!("copying {} to {}", object.display(), own.display()),
+        source,
+    })?;
+    println!("cargo::rustc-env=ONACC_EBPF_OBJECT={}", own.display());
+    Ok(())
+}
+
+fn variable(name: &str) -> Result<String, Error> {
+    env::var(name).map_err(|error| Error::Io {
+        what: format!("reading {name} from the environment"),
+        source: std::io::Error::other(error),
+    })
+}

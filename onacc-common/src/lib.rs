@@ -145,6 +145,20 @@ impl Counter {
     pub const COUNT: u32 = 7;
 }
 
+/// Names of the globals that hold offsets of kernel fields, as the programs declare them.
+pub mod globals {
+    /// `inode.i_sb`
+    pub const INODE_SB: &str = "OFF_INODE_SB";
+    /// `inode.i_ino`
+    pub const INODE_INO: &str = "OFF_INODE_INO";
+    /// Seconds of the inode's ctime.
+    pub const INODE_CTIME_SEC: &str = "OFF_INODE_CTIME_SEC";
+    /// Nanoseconds of the inode's ctime.
+    pub const INODE_CTIME_NSEC: &str = "OFF_INODE_CTIME_NSEC";
+    /// `super_block.s_dev`
+    pub const SB_DEV: &str = "OFF_SB_DEV";
+}
+
 /// What becomes of a dirtied inode that is in the map: the count to raise,
 /// and for [`Counter::Reported`] a record to write.
 #[inline(always)]

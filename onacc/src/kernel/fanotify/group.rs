@@ -1,0 +1,215 @@
+//! The fanotify group's fd: creating it, reading from it, writing answers.
+//!
+//! Must not: block (the fd is non-blocking, a blocked read would keep the group
+//! alive after it was closed), or read an event that has no place in the fd
+//! budget (facts: on EMFILE the kernel denies the open).
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
+
+use super::event::{Events, METADATA_LEN, ParseError};
+use super::pending::{Answer, EventFile, FdBudget, PendingEvent};
+use crate::kernel::SyscallError;
+
+/// What a group is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GroupKind {
+    /// Prevention: openers wait for an answer.
+    Permission,
+    /// Notify-only: openers do not wait.
+    Notification,
+}
+
+/// The group cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum InitError {
+    /// `CAP_SYS_ADMIN` is missing in the first user namespace.
+    #[error(
+        "fanotify_init: {0}; onacc needs CAP_SYS_ADMIN in the first user namespace: run it as root, in a container as privileged"
+    )]
+    Permission(std::io::Error),
+    /// The kernel has no permission events.
+    #[error(
+        "fanotify_init: {0}; this kernel has no permission events (CONFIG_FANOTIFY_ACCESS_PERMISSIONS): use another kernel, or OnAccessPrevention no"
+    )]
+    Unsupported(std::io::Error),
+    /// Anything else.
+    #[error(transparent)]
+    Other(#[from] SyscallError),
+}
+
+/// A fanotify group. Closing it (dropping the last `Arc`) lets every opener go
+/// that still waits (facts/kernel.md, fanotify 8).
+#[derive(Debug)]
+pub struct Group {
+    fd: OwnedFd,
+    kind: GroupKind,
+}
+
+/// Room for one read. Its size bounds how many fds one read can install.
+#[derive(Debug)]
+pub struct ReadBuffer(Vec<u8>);
+
+impl ReadBuffer {
+    /// Events that one read takes at most.
+    pub const EVENTS: usize = 128;
+
+    /// An empty buffer.
+    pub fn new() -> Self {
+        Self(vec![0; Self::EVENTS * METADATA_LEN])
+    }
+}
+
+impl Default for ReadBuffer {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Group {
+    /// Makes a group. The event fds are read-only and do not touch the atime
+    /// (`O_NOATIME`), which would dirty the inode that was just judged.
+    ///
+    /// # Errors
+    /// [`InitError`] says which privilege or kernel option is missing.
+    pub fn new(kind: GroupKind) -> Result<Arc<Self>, InitError> {
+        let class = match kind {
+            GroupKind::Permission => libc::FAN_CLASS_CONTENT | libc::FAN_UNLIMITED_QUEUE,
+            GroupKind::Notification => libc::FAN_CLASS_NOTIF,
+        };
+        let flags = class
+            | libc::FAN_CLOEXEC
+            | libc::FAN_NONBLOCK
+            | libc::FAN_UNLIMITED_MARKS
+            | libc::FAN_REPORT_TID;
+        let event_flags = libc::O_RDONLY | libc::O_LARGEFILE | libc::O_CLOEXEC | libc::O_NOATIME;
+        // SAFETY: fanotify_init takes two integers and touches no memory of ours.
+        let fd = unsafe { libc::fanotify_init(flags, event_flags.cast_unsigned()) };
+        if fd < 0 {
+            let error = std::io::Error::last_os_error();
+            return Err(match error.raw_os_error() {
+                Some(libc::EPERM) => InitError::Permission(error),
+                Some(libc::EINVAL | libc::ENOSYS) => InitError::Unsupported(error),
+                _ => InitError::Other(SyscallError {
+                    call: "fanotify_init",
+                    source: error,
+                }),
+            });
+        }
+        // SAFETY: the kernel just gave this fd to us alone.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        Ok(Arc::new(Self { fd, kind }))
+    }
+
+    /// What the group is for.
+    pub fn kind(&self) -> GroupKind {
+        self.kind
+    }
+
+    /// Reads as many events as there is room for in the budget and hands each,
+    /// as the owner of its fd, to `each`. An event that is dropped is answered
+    /// with `on_drop`. Returns how many were read; 0 means: nothing waits.
+    ///
+    /// # Errors
+    /// A failed read, or bytes that are not what fanotify(7) says. In the
+    /// latter case the events before the fault were handed over.
+    pub fn read(
+        self: &Arc<Self>,
+        buffer: &mut ReadBuffer,
+        source: (&Arc<FdBudget>, Answer),
+        mut each: impl FnMut(PendingEvent),
+    ) -> Result<usize, ReadError> {
+        let (budget, on_drop) = source;
+        let room = budget.room().min(ReadBuffer::EVENTS);
+        if room == 0 {
+            return Ok(0);
+        }
+        let bytes = &mut buffer.0[..room * METADATA_LEN];
+        let got = loop {
+            // SAFETY: the pointer and length are those of a live, writable slice.
+            let got = unsafe {
+                libc::read(self.fd.as_raw_fd(), bytes.as_mut_ptr().cast(), bytes.len())
+            };
+            match usize::try_from(got) {
+                Ok(got) => break got,
+                Err(_) => {
+                    let error = SyscallError::last("read of the fanotify group");
+                    match error.errno() {
+                        libc::EINTR => {}
+                        libc::EAGAIN => return Ok(0),
+                        _ => return Err(error.into()),
+                    }
+                }
+            }
+        };
+        let mut count = 0;
+        for event in Events::new(&bytes[..got]) {
+            let event = event?;
+            count += 1;
+            let file = if event.fd >= 0 {
+                // SAFETY: the kernel installed this fd for this event and
+                // nobody else knows of it (fanotify(7)).
+                let fd = unsafe { OwnedFd::from_raw_fd(event.fd) };
+                Some(EventFile::new(fd, budget.take()))
+            } else {
+                None
+            };
+            each(PendingEvent::new(self, event, file, on_drop));
+        }
+        Ok(count)
+    }
+
+    /// Writes one answer. The kernel wants one answer a write
+    /// (fs/notify/fanotify/fanotify_user.c, `fanotify_write`).
+    pub(super) fn respond(&self, event_fd: RawFd, answer: Answer) -> Result<(), SyscallError> {
+        let response = libc::fanotify_response {
+            fd: event_fd,
+            response: match answer {
+                Answer::Allow => libc::FAN_ALLOW,
+                Answer::Deny => libc::FAN_DENY,
+            },
+        };
+        loop {
+            // SAFETY: the pointer and length are those of a live structure
+            // without padding (two 32-bit integers).
+            let wrote = unsafe {
+                libc::write(
+                    self.fd.as_raw_fd(),
+                    (&raw const response).cast(),
+                    size_of_val(&response),
+                )
+            };
+            if wrote >= 0 {
+                return Ok(());
+            }
+            let error = SyscallError::last("write of a fanotify answer");
+            match error.errno() {
+                libc::EINTR => {}
+                // The opener was killed while it waited: there is nobody to answer.
+                libc::ENOENT => return Ok(()),
+                _ => return Err(error),
+            }
+        }
+    }
+
+    pub(super) fn raw(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+}
+
+impl AsFd for Group {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// A read of the group failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The system call.
+    #[error(transparent)]
+    Syscall(#[from] SyscallError),
+    /// The bytes.
+    #[error(transparent)]
+    Parse(#[from] ParseError),
+}

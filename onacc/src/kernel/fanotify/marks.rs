@@ -1,0 +1,208 @@
+//! Marks: which opens the kernel reports, and which it keeps to itself.
+//!
+//! Must not: know why a mark is placed (`coverage/` does). Facts used, all from
+//! our own probes on 6.1, 6.12 and 6.18 (ARCHITECTURE.md): an ignore mark without
+//! `FAN_MARK_IGNORED_SURV_MODIFY` goes when the inode is written to; adding one
+//! to an inode that is open for writing succeeds and adds nothing.
+
+use std::ffi::CStr;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::Arc;
+
+use super::group::{Group, GroupKind};
+use crate::kernel::SyscallError;
+
+/// `FAN_MARK_EVICTABLE` (include/uapi/linux/fanotify.h, since 5.19): the mark
+/// does not pin the inode and goes with it.
+const FAN_MARK_EVICTABLE: u32 = 0x200;
+
+/// A mark could not be placed or removed.
+#[derive(Debug, thiserror::Error)]
+pub enum MarkError {
+    /// This filesystem takes no permission marks (procfs and its like).
+    #[error("this kind of filesystem takes no fanotify marks")]
+    Refused,
+    /// There is no such mark.
+    #[error("there is no such mark")]
+    Absent,
+    /// Anything else.
+    #[error(transparent)]
+    Other(#[from] SyscallError),
+}
+
+/// What the running kernel can do, found by trying.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProbedFeatures {
+    /// Evictable ignore marks: the kernel's own cache of clean verdicts (since 5.19).
+    pub evictable_marks: bool,
+}
+
+/// A second group that is never read. Its only use is to ask the kernel whether
+/// an inode is open for writing: an ignore mark is then not added, and removing
+/// it says so. No lease, no signal, nothing that a writer could notice.
+#[derive(Debug)]
+pub struct WriterProbe(Arc<Group>);
+
+impl WriterProbe {
+    /// Makes the probing group.
+    ///
+    /// # Errors
+    /// As [`Group::new`].
+    pub fn new() -> Result<Self, super::group::InitError> {
+        Ok(Self(Group::new(GroupKind::Notification)?))
+    }
+
+    /// Whether somebody has this file open for writing, or still maps it from
+    /// such an open (`i_writecount`).
+    ///
+    /// # Errors
+    /// A failed `fanotify_mark`; the caller then takes it for a yes.
+    pub fn has_writers(&self, file: BorrowedFd<'_>) -> Result<bool, SyscallError> {
+        let bits = libc::FAN_MARK_IGNORED_MASK;
+        mark(
+            &self.0,
+            libc::FAN_MARK_ADD | bits,
+            libc::FAN_CLOSE_NOWRITE,
+            At::Fd(file),
+        )?;
+        match mark(
+            &self.0,
+            libc::FAN_MARK_REMOVE | bits,
+            libc::FAN_CLOSE_NOWRITE,
+            At::Fd(file),
+        ) {
+            Ok(()) => Ok(false),
+            Err(error) if error.errno() == libc::ENOENT => Ok(true),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl Group {
+    fn open_mask(&self) -> u64 {
+        match self.kind() {
+            GroupKind::Permission => libc::FAN_OPEN_PERM,
+            GroupKind::Notification => libc::FAN_OPEN,
+        }
+    }
+
+    /// Marks the whole filesystem that `root` lives on: every open on it, by
+    /// whatever mount or mount namespace, becomes an event.
+    ///
+    /// # Errors
+    /// [`MarkError::Refused`] for procfs and its like.
+    pub fn mark_filesystem(&self, root: BorrowedFd<'_>) -> Result<(), MarkError> {
+        let flags = libc::FAN_MARK_ADD | libc::FAN_MARK_FILESYSTEM;
+        match mark(self, flags, self.open_mask(), At::Fd(root)) {
+            Ok(()) => Ok(()),
+            Err(error) if matches!(error.errno(), libc::EINVAL | libc::EOPNOTSUPP) => {
+                Err(MarkError::Refused)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Removes the mark of a filesystem.
+    ///
+    /// # Errors
+    /// [`MarkError::Absent`] if there is none.
+    pub fn unmark_filesystem(&self, root: BorrowedFd<'_>) -> Result<(), MarkError> {
+        let flags = libc::FAN_MARK_REMOVE | libc::FAN_MARK_FILESYSTEM;
+        absent(mark(self, flags, self.open_mask(), At::Fd(root)))
+    }
+
+    /// Places the clean mark: opens of this inode raise no event until it is
+    /// written to. Succeeds and does nothing while the inode is open for writing.
+    ///
+    /// # Errors
+    /// A failed `fanotify_mark`: no mark.
+    pub fn ignore_inode(&self, file: BorrowedFd<'_>) -> Result<(), MarkError> {
+        let flags = libc::FAN_MARK_ADD | libc::FAN_MARK_IGNORED_MASK | FAN_MARK_EVICTABLE;
+        Ok(mark(self, flags, self.open_mask(), At::Fd(file))?)
+    }
+
+    /// Takes the clean mark away; `file` may be an `O_PATH` fd.
+    ///
+    /// # Errors
+    /// [`MarkError::Absent`] if there is none (any more).
+    pub fn unignore_inode(&self, file: BorrowedFd<'_>) -> Result<(), MarkError> {
+        let flags = libc::FAN_MARK_REMOVE | libc::FAN_MARK_IGNORED_MASK;
+        absent(mark(self, flags, self.open_mask(), At::ProcFd(file)))
+    }
+
+    /// Takes every inode mark away at once; filesystem marks stay.
+    ///
+    /// # Errors
+    /// A failed `fanotify_mark`.
+    pub fn flush_inode_marks(&self) -> Result<(), SyscallError> {
+        mark(self, libc::FAN_MARK_FLUSH, 0, At::Nothing)
+    }
+
+    /// Finds out what the running kernel can do, on a memfd of our own.
+    ///
+    /// # Errors
+    /// The probe itself failed.
+    pub fn probe_features(&self) -> Result<ProbedFeatures, SyscallError> {
+        let file = memfd()?;
+        use std::os::fd::AsFd as _;
+        let evictable_marks = match self.ignore_inode(file.as_fd()) {
+            Ok(()) => true,
+            // The memfd is open for writing, so that success adds nothing;
+            // flags that the kernel does not know are EINVAL before that.
+            Err(MarkError::Other(error)) if error.errno() == libc::EINVAL => false,
+            Err(MarkError::Other(error)) => return Err(error),
+            Err(MarkError::Refused | MarkError::Absent) => false,
+        };
+        Ok(ProbedFeatures { evictable_marks })
+    }
+}
+
+fn memfd() -> Result<OwnedFd, SyscallError> {
+    nix::sys::memfd::memfd_create(c"onacc-probe", nix::sys::memfd::MFdFlags::MFD_CLOEXEC)
+        .map_err(|errno| SyscallError::from_errno("memfd_create", errno))
+}
+
+fn absent(result: Result<(), SyscallError>) -> Result<(), MarkError> {
+    match result {
+        Ok(()) => Ok(()),
+        Err(error) if error.errno() == libc::ENOENT => Err(MarkError::Absent),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// What a mark is placed on.
+enum At<'a> {
+    /// An open fd.
+    Fd(BorrowedFd<'a>),
+    /// An fd that may be `O_PATH`, which `fanotify_mark` takes by path alone.
+    ProcFd(BorrowedFd<'a>),
+    Nothing,
+}
+
+fn mark(group: &Group, flags: u32, mask: u64, at: At<'_>) -> Result<(), SyscallError> {
+    let mut name = [0u8; 32];
+    let (dir, path): (RawFd, Option<&CStr>) = match at {
+        At::Fd(fd) => (fd.as_raw_fd(), None),
+        At::ProcFd(fd) => (
+            libc::AT_FDCWD,
+            Some(crate::kernel::procfs::fd_path(fd, &mut name)),
+        ),
+        At::Nothing => (libc::AT_FDCWD, Some(c"/")),
+    };
+    // SAFETY: the path pointer is null (the kernel then takes `dir` itself) or
+    // that of a NUL-terminated string which lives until after the call.
+    let result = unsafe {
+        libc::fanotify_mark(
+            group.raw(),
+            flags,
+            mask,
+            dir,
+            path.map_or(std::ptr::null(), CStr::as_ptr),
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(SyscallError::last("fanotify_mark"))
+    }
+}

@@ -1,0 +1,14 @@
+//! fanotify: the group, its events, its answers, its marks.
+//!
+//! `event` parses (pure), `group` holds the fd, `pending` makes sure that each
+//! permission event is answered exactly once, `marks` places and removes marks.
+//! Must not: know the scope or a verdict.
+
+pub mod event;
+mod group;
+mod marks;
+mod pending;
+
+pub use group::{Group, GroupKind, InitError, ReadBuffer, ReadError};
+pub use marks::{MarkError, ProbedFeatures, WriterProbe};
+pub use pending::{Answer, EventFile, FdBudget, PendingEvent, Permit};

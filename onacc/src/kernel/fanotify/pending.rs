@@ -1,0 +1,195 @@
+//! One event on its way, as a value that owns its fd.
+//!
+//! Invariant 1 lives here: a permission event is answered exactly once, because
+//! answering takes the right to answer out of the value and dropping the value
+//! answers by the fail policy. Invariant 5 too: an event's fd holds a permit of
+//! the budget until it is closed.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use super::event::RawEvent;
+use super::group::{Group, GroupKind};
+use crate::kernel::wake::Wake;
+
+/// What the kernel is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// The open goes on.
+    Allow,
+    /// The open fails with EPERM.
+    Deny,
+}
+
+/// How many events may be in flight. What goes beyond waits in the kernel's queue.
+#[derive(Debug)]
+pub struct FdBudget {
+    limit: usize,
+    used: AtomicUsize,
+    reader_waits: AtomicBool,
+    wake: Wake,
+}
+
+impl FdBudget {
+    /// A budget of `limit` fds, at least 1. `wake` is notified when a reader
+    /// that found no room can go on.
+    pub fn new(limit: usize, wake: Wake) -> Arc<Self> {
+        Arc::new(Self {
+            limit: limit.max(1),
+            used: AtomicUsize::new(0),
+            reader_waits: AtomicBool::new(false),
+            wake,
+        })
+    }
+
+    /// How many more events may be read now. Only the reader takes permits, so
+    /// the room can grow behind its back, never shrink.
+    pub fn room(&self) -> usize {
+        self.limit.saturating_sub(self.used.load(Ordering::Acquire))
+    }
+
+    /// Fds in use.
+    pub fn used(&self) -> usize {
+        self.used.load(Ordering::Acquire)
+    }
+
+    /// The reader is about to sleep for want of room. True: there is room after
+    /// all, do not sleep.
+    pub fn begin_wait(&self) -> bool {
+        self.reader_waits.store(true, Ordering::SeqCst);
+        self.limit > self.used.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn take(self: &Arc<Self>) -> Permit {
+        self.used.fetch_add(1, Ordering::AcqRel);
+        Permit(Arc::clone(self))
+    }
+}
+
+/// One place in the budget; given back when dropped.
+#[derive(Debug)]
+pub struct Permit(Arc<FdBudget>);
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.0.used.fetch_sub(1, Ordering::SeqCst);
+        if self.0.reader_waits.load(Ordering::SeqCst)
+            && self.0.reader_waits.swap(false, Ordering::SeqCst)
+        {
+            self.0.wake.notify();
+        }
+    }
+}
+
+/// The file of an event: the kernel's own fd for the inode that is being
+/// opened, whatever becomes of its path. Opening and reading it raises no
+/// events (`FMODE_NONOTIFY`). Closes the fd and gives back the permit on drop.
+#[derive(Debug)]
+pub struct EventFile {
+    // Before the permit: the fd must be closed when its place is given back.
+    fd: OwnedFd,
+    _permit: Permit,
+}
+
+impl EventFile {
+    pub(super) fn new(fd: OwnedFd, permit: Permit) -> Self {
+        Self {
+            fd,
+            _permit: permit,
+        }
+    }
+}
+
+impl AsFd for EventFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// An event that still owes an answer, if its kind wants one.
+#[derive(Debug)]
+pub struct PendingEvent {
+    owed: Option<Owed>,
+    file: Option<EventFile>,
+    mask: u64,
+    tid: i32,
+}
+
+#[derive(Debug)]
+struct Owed {
+    group: Arc<Group>,
+    on_drop: Answer,
+}
+
+impl PendingEvent {
+    pub(super) fn new(
+        group: &Arc<Group>,
+        event: RawEvent,
+        file: Option<EventFile>,
+        on_drop: Answer,
+    ) -> Self {
+        let owed = (group.kind() == GroupKind::Permission && file.is_some()).then(|| Owed {
+            group: Arc::clone(group),
+            on_drop,
+        });
+        Self {
+            owed,
+            file,
+            mask: event.mask,
+            tid: event.tid,
+        }
+    }
+
+    /// Thread id of the opener, 0 if it lives in a pid namespace that is no child of ours.
+    pub fn tid(&self) -> i32 {
+        self.tid
+    }
+
+    /// Whether the kernel's queue overflowed: events were lost (notify-only).
+    pub fn is_overflow(&self) -> bool {
+        self.mask & libc::FAN_Q_OVERFLOW != 0
+    }
+
+    /// The opened file, unless the event has none (overflow).
+    pub fn file(&self) -> Option<&EventFile> {
+        self.file.as_ref()
+    }
+
+    /// Whether an opener waits for the answer.
+    pub fn is_blocked(&self) -> bool {
+        self.owed.is_some()
+    }
+
+    /// Answers, if that has not been done and the event wants it. The file stays.
+    pub fn answer(&mut self, answer: Answer) {
+        let (Some(owed), Some(file)) = (self.owed.take(), self.file.as_ref()) else {
+            return;
+        };
+        if let Err(error) = owed.group.respond(file.fd.as_raw_fd(), answer) {
+            // Nothing better can be done here: the kernel holds the opener
+            // until the group is closed. The watchdog must not be needed for
+            // it, so the process ends, which closes the group.
+            tracing::error!("onacc: {error}; an opener could not be answered, stopping");
+            crate::kernel::process::stop_now();
+        }
+    }
+
+    /// Gives up the event for its file; an answer still owed is given by the fail policy.
+    pub fn into_file(mut self) -> Option<EventFile> {
+        self.answer_by_policy();
+        self.file.take()
+    }
+
+    fn answer_by_policy(&mut self) {
+        if let Some(on_drop) = self.owed.as_ref().map(|owed| owed.on_drop) {
+            self.answer(on_drop);
+        }
+    }
+}
+
+impl Drop for PendingEvent {
+    fn drop(&mut self) {
+        self.answer_by_policy();
+    }
+}

@@ -1,0 +1,161 @@
+//! What is asked of one file: statx, its path, the kind of its filesystem.
+//!
+//! Must not: open anything by path. Each function costs the one system call
+//! that its name says. Tested here on files of the test's own.
+
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt as _;
+
+use onacc_common::{ChangeTime, InodeKey};
+
+use super::SyscallError;
+
+/// Identity, size and stamps of a file, by one `statx(2)`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileStat {
+    /// Device and inode number.
+    pub key: InodeKey,
+    /// Size in bytes.
+    pub size: u64,
+    /// mtime in nanoseconds since the epoch.
+    pub modified: i128,
+    /// ctime: no system call can set it.
+    pub changed: ChangeTime,
+    /// Id of the mount that the file was opened through (`STATX_MNT_ID`, since 5.8).
+    pub mount: u64,
+    /// Whether it is a regular file.
+    pub regular: bool,
+    /// Names that it has; 0: deleted.
+    pub links: u32,
+}
+
+/// statx of an open fd (also `O_PATH`).
+///
+/// # Errors
+/// A failed `statx(2)`.
+pub fn stat(fd: BorrowedFd<'_>) -> Result<FileStat, SyscallError> {
+    let mut buffer = MaybeUninit::<libc::statx>::zeroed();
+    let mask = libc::STATX_BASIC_STATS | libc::STATX_MNT_ID;
+    // SAFETY: the path is a NUL-terminated constant, the buffer is live and of
+    // the type that the call fills.
+    let result = unsafe {
+        libc::statx(
+            fd.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH | libc::AT_STATX_SYNC_AS_STAT,
+            mask,
+            buffer.as_mut_ptr(),
+        )
+    };
+    if result != 0 {
+        return Err(SyscallError::last("statx"));
+    }
+    // SAFETY: zeroed memory is a valid `statx` (integers only), and the call filled it.
+    let stat = unsafe { buffer.assume_init() };
+    Ok(FileStat {
+        key: InodeKey::new(stat.stx_dev_major, stat.stx_dev_minor, stat.stx_ino),
+        size: stat.stx_size,
+        modified: i128::from(stat.stx_mtime.tv_sec) * 1_000_000_000
+            + i128::from(stat.stx_mtime.tv_nsec),
+        changed: ChangeTime::new(stat.stx_ctime.tv_sec, stat.stx_ctime.tv_nsec),
+        mount: stat.stx_mnt_id,
+        regular: u32::from(stat.stx_mode) & libc::S_IFMT == libc::S_IFREG,
+        links: stat.stx_nlink,
+    })
+}
+
+/// What filesystem a file lives on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FilesystemKind {
+    /// ext2, ext3, ext4: the dirty hook sees every store, also through a
+    /// mapping, with a new ctime (facts/kernel.md, BPF 4).
+    Ext,
+    /// Holds local bytes and tells sizes truly, but not every store is seen.
+    Local,
+    /// Read-only by its format: nothing is ever stored.
+    ReadOnly,
+    /// Network, FUSE and what is not known: changes come without local events.
+    Foreign,
+}
+
+/// Reads the kind by `fstatfs(2)`.
+///
+/// # Errors
+/// A failed `fstatfs(2)`.
+pub fn filesystem_kind(fd: impl AsFd) -> Result<FilesystemKind, SyscallError> {
+    use nix::sys::statfs;
+    const EROFS: i64 = 0xe0f5_e1e2;
+    const SQUASHFS: i64 = 0x7371_7368;
+    let stat =
+        statfs::fstatfs(&fd).map_err(|errno| SyscallError::from_errno("fstatfs", errno))?;
+    let magic = stat.filesystem_type();
+    Ok(if magic == statfs::EXT4_SUPER_MAGIC {
+        FilesystemKind::Ext
+    } else if [
+        statfs::TMPFS_MAGIC,
+        statfs::XFS_SUPER_MAGIC,
+        statfs::BTRFS_SUPER_MAGIC,
+        statfs::OVERLAYFS_SUPER_MAGIC,
+    ]
+    .contains(&magic)
+    {
+        FilesystemKind::Local
+    } else if [EROFS, SQUASHFS, statfs::ISOFS_SUPER_MAGIC.0].contains(&magic.0) {
+        FilesystemKind::ReadOnly
+    } else {
+        FilesystemKind::Foreign
+    })
+}
+
+/// The path of an open file as the kernel tells it (`/proc/self/fd/N`), raw
+/// bytes. `None` if it is longer than `PATH_MAX`. A deleted file's path ends in
+/// ` (deleted)`.
+pub fn path_of(fd: BorrowedFd<'_>, buffer: &mut Vec<u8>) -> Option<()> {
+    const PATH_MAX: usize = 4096;
+    let mut name = [0u8; 32];
+    let link = super::procfs::fd_path(fd, &mut name);
+    buffer.clear();
+    buffer.resize(PATH_MAX + 1, 0);
+    // SAFETY: `link` is NUL-terminated, the buffer is live and writable for its length.
+    let got = unsafe { libc::readlink(link.as_ptr(), buffer.as_mut_ptr().cast(), buffer.len()) };
+    let got = usize::try_from(got).ok().filter(|got| *got <= PATH_MAX)?;
+    buffer.truncate(got);
+    Some(())
+}
+
+/// As [`path_of`], for callers that are not in a hurry.
+pub fn path_buf_of(fd: impl AsFd) -> Option<std::path::PathBuf> {
+    let mut bytes = Vec::new();
+    path_of(fd.as_fd(), &mut bytes)?;
+    Some(std::ffi::OsStr::from_bytes(&bytes).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write as _;
+    use std::os::unix::fs::MetadataExt as _;
+
+    #[test]
+    fn stat_says_what_the_standard_library_says() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(b"twelve bytes").unwrap();
+        let ours = stat(file.as_file().as_fd()).unwrap();
+        let theirs = file.as_file().metadata().unwrap();
+        assert_eq!(ours.size, 12);
+        assert_eq!(ours.key.ino, theirs.ino());
+        assert_eq!(ours.changed.sec, theirs.ctime());
+        assert_eq!(i64::from(ours.changed.nsec), theirs.ctime_nsec());
+        assert!(ours.regular && ours.links == 1);
+        assert_eq!(path_buf_of(file.as_file()).unwrap(), file.path());
+    }
+
+    #[test]
+    fn a_directory_is_not_regular_and_proc_is_foreign() {
+        let dir = std::fs::File::open("/").unwrap();
+        assert!(!stat(dir.as_fd()).unwrap().regular);
+        let proc = std::fs::File::open("/proc").unwrap();
+        assert_eq!(filesystem_kind(&proc).unwrap(), FilesystemKind::Foreign);
+    }
+}

@@ -1,0 +1,114 @@
+//! File handles: a name for an inode that no rename and no fd number changes.
+//!
+//! Used to come back to an inode that carries a clean mark without keeping an
+//! fd of it. Must not: open a file for reading (that would be an event).
+//! Tested here on ext4 or whatever carries the test's directory.
+
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use super::SyscallError;
+
+/// Longest handle that is kept; ext4, xfs, tmpfs and btrfs need 8 to 40 bytes.
+const CAPACITY: usize = 48;
+
+/// `struct file_handle` with room for its bytes (name_to_handle_at(2)).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileHandle {
+    bytes: u32,
+    kind: i32,
+    data: [u8; CAPACITY],
+}
+
+impl FileHandle {
+    /// The handle of an open file.
+    ///
+    /// # Errors
+    /// The filesystem has no handles, or longer ones.
+    pub fn of(file: BorrowedFd<'_>) -> Result<Self, SyscallError> {
+        let mut handle = Self {
+            bytes: CAPACITY as u32,
+            kind: 0,
+            data: [0; CAPACITY],
+        };
+        let mut mount = MaybeUninit::<libc::c_int>::uninit();
+        // SAFETY: `handle` starts with the two fields of `struct file_handle`
+        // and says truly how many bytes follow; path and mount id are live.
+        let result = unsafe {
+            libc::name_to_handle_at(
+                file.as_raw_fd(),
+                c"".as_ptr(),
+                (&raw mut handle).cast(),
+                mount.as_mut_ptr(),
+                libc::AT_EMPTY_PATH,
+            )
+        };
+        if result == 0 {
+            Ok(handle)
+        } else {
+            Err(SyscallError::last("name_to_handle_at"))
+        }
+    }
+
+    /// Opens the inode again as `O_PATH`, which raises no event. `on` is any
+    /// open fd (not `O_PATH`) on the same filesystem.
+    ///
+    /// # Errors
+    /// `ESTALE` if the inode is gone.
+    pub fn open(&self, on: BorrowedFd<'_>) -> Result<OwnedFd, SyscallError> {
+        let mut copy = *self;
+        // SAFETY: `copy` is a `struct file_handle` with its bytes, as filled by
+        // the kernel in `of`.
+        let fd = unsafe {
+            libc::open_by_handle_at(
+                on.as_raw_fd(),
+                (&raw mut copy).cast(),
+                libc::O_PATH | libc::O_CLOEXEC,
+            )
+        };
+        if fd < 0 {
+            return Err(SyscallError::last("open_by_handle_at"));
+        }
+        // SAFETY: the kernel just gave this fd to us alone.
+        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::file::stat;
+    use std::os::fd::AsFd as _;
+
+    #[test]
+    fn a_handle_leads_back_to_the_renamed_inode_and_not_to_its_successor() {
+        let dir = tempfile::tempdir().unwrap();
+        let on = std::fs::File::open(dir.path()).unwrap();
+        let (old, new) = (dir.path().join("old"), dir.path().join("new"));
+        std::fs::write(&old, "x").unwrap();
+        let file = std::fs::File::open(&old).unwrap();
+        let handle = match FileHandle::of(file.as_fd()) {
+            Ok(handle) => handle,
+            Err(error) if error.errno() == libc::EOPNOTSUPP => {
+                println!("SKIPPED: {error}: no handles on {}", dir.path().display());
+                return;
+            }
+            Err(error) => panic!("{error}"),
+        };
+        std::fs::rename(&old, &new).unwrap();
+        std::fs::write(&old, "y").unwrap();
+        match handle.open(on.as_fd()) {
+            Ok(again) => {
+                assert_eq!(
+                    stat(again.as_fd()).unwrap().key,
+                    stat(file.as_fd()).unwrap().key
+                );
+            }
+            Err(error) if error.errno() == libc::EPERM => {
+                println!("SKIPPED: {error}: needs CAP_DAC_READ_SEARCH");
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+}

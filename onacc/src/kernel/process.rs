@@ -1,0 +1,120 @@
+//! What the agent does to its own process: limits, threads, signals, its end.
+//!
+//! Must not: be used by code that decides. Tested by `tests/`.
+
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::thread::JoinHandle;
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+use super::SyscallError;
+
+/// Threads that an agent can have; there are about eight.
+const MAX_THREADS: usize = 32;
+
+/// Thread ids of the agent. Filled before the first mark is placed, read by the
+/// reader for each event: an own open must never wait for an answer.
+static OWN_THREADS: [AtomicI32; MAX_THREADS] = [const { AtomicI32::new(0) }; MAX_THREADS];
+
+/// Enters the calling thread into the list of own threads.
+///
+/// # Panics
+/// If there are more than 32.
+pub fn register_thread() {
+    let tid = nix::unistd::gettid().as_raw();
+    let entered = OWN_THREADS.iter().any(|slot| {
+        slot.load(Ordering::Relaxed) == tid
+            || slot
+                .compare_exchange(0, tid, Ordering::AcqRel, Ordering::Relaxed)
+                .is_ok()
+    });
+    assert!(entered, "more threads than the list of own threads holds");
+}
+
+/// Whether a thread is one of ours. No system call.
+pub fn is_own_thread(tid: i32) -> bool {
+    tid != 0
+        && OWN_THREADS
+            .iter()
+            .map(|slot| slot.load(Ordering::Acquire))
+            .take_while(|own| *own != 0)
+            .any(|own| own == tid)
+}
+
+/// Starts a thread of the agent: named, and known as own before it does anything.
+///
+/// # Errors
+/// The system has no more threads.
+pub fn spawn<T: Send + 'static>(
+    name: &str,
+    body: impl FnOnce() -> T + Send + 'static,
+) -> Result<JoinHandle<T>, SyscallError> {
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(move || {
+            register_thread();
+            body()
+        })
+        .map_err(|source| SyscallError {
+            call: "clone (a new thread)",
+            source,
+        })
+}
+
+/// Ends the process at once. The kernel closes the group, which lets all
+/// openers go; nothing is dumped, flushed or unwound.
+pub fn stop_now() -> ! {
+    // SAFETY: _exit takes an integer and does not return; no destructor of ours
+    // must run, that is the purpose.
+    unsafe { libc::_exit(2) }
+}
+
+/// Says why on stderr and ends the process at once.
+pub fn die(reason: &str) -> ! {
+    use std::io::Write as _;
+    // stderr may be gone; the exit must happen all the same.
+    let _ = std::io::stderr().write_all(format!("ERROR: onacc: {reason}\n").as_bytes());
+    stop_now()
+}
+
+/// Raises the limit of open files as far as allowed and returns it.
+///
+/// # Errors
+/// A failed `getrlimit`.
+pub fn raise_open_files() -> Result<u64, SyscallError> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)
+        .map_err(|errno| SyscallError::from_errno("getrlimit", errno))?;
+    if soft < hard && setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok() {
+        return Ok(hard);
+    }
+    Ok(soft)
+}
+
+/// No core dumps: while one is written the group stays open, and the program
+/// that takes it may itself wait for an answer.
+///
+/// # Errors
+/// A failed `prctl`.
+pub fn forbid_core_dumps() -> Result<(), SyscallError> {
+    // SAFETY: PR_SET_DUMPABLE takes one integer.
+    if unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) } == 0 {
+        Ok(())
+    } else {
+        Err(SyscallError::last("prctl(PR_SET_DUMPABLE)"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_spawned_thread_is_own_and_another_is_not() {
+        let own = spawn("test", || nix::unistd::gettid().as_raw())
+            .unwrap()
+            .join()
+            .unwrap();
+        assert!(is_own_thread(own));
+        assert!(!is_own_thread(0) && !is_own_thread(1));
+    }
+}

@@ -1,0 +1,141 @@
+//! What `/proc` tells of a thread: its effective uid, its parent.
+//!
+//! Reading procfs can never raise a permission event (it refuses such marks),
+//! so the reader may do it. Must not: touch what takes another process's memory
+//! lock (`cmdline`, `maps`). Tested here.
+
+use std::ffi::CStr;
+use std::io::{Read as _, Write as _};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::Mode;
+
+use super::SyscallError;
+
+/// Writes `/proc/self/fd/N` into `buffer`.
+///
+/// # Panics
+/// Never: the longest such path has 25 bytes.
+pub fn fd_path<'a>(fd: BorrowedFd<'_>, buffer: &'a mut [u8; 32]) -> &'a CStr {
+    format_into(buffer, format_args!("/proc/self/fd/{}\0", fd.as_raw_fd()))
+}
+
+fn format_into<'a>(buffer: &'a mut [u8; 32], args: std::fmt::Arguments<'_>) -> &'a CStr {
+    let mut rest = &mut buffer[..];
+    rest.write_fmt(args)
+        .expect("the longest such path is shorter than the buffer");
+    CStr::from_bytes_until_nul(buffer).expect("the text ends in NUL")
+}
+
+/// An open `/proc`.
+#[derive(Debug)]
+pub struct Proc(OwnedFd);
+
+/// What a thread's `stat` line tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ThreadStat {
+    /// Process id of the parent; 0 has none.
+    pub parent: i32,
+    /// When it started, in clock ticks since boot: tells two users of one id apart.
+    pub started: u64,
+}
+
+impl Proc {
+    /// Opens `/proc`.
+    ///
+    /// # Errors
+    /// `/proc` is not mounted.
+    pub fn open() -> Result<Self, SyscallError> {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        nix::fcntl::open("/proc", flags, Mode::empty())
+            .map(Self)
+            .map_err(|errno| SyscallError::from_errno("open of /proc", errno))
+    }
+
+    /// Effective uid of a thread: owner of `/proc/<tid>`, one `fstatat`
+    /// (fs/proc/base.c, `task_dump_owner`). `None` if it is gone.
+    pub fn effective_uid(&self, tid: i32) -> Option<u32> {
+        let mut name = [0u8; 32];
+        let path = format_into(&mut name, format_args!("{tid}\0"));
+        let mut stat = MaybeUninit::<libc::stat>::uninit();
+        // SAFETY: the path is NUL-terminated, the buffer of the type that is filled.
+        let result =
+            unsafe { libc::fstatat(self.0.as_raw_fd(), path.as_ptr(), stat.as_mut_ptr(), 0) };
+        // SAFETY: a successful call filled the buffer.
+        (result == 0).then(|| unsafe { stat.assume_init() }.st_uid)
+    }
+
+    /// Whether `tid` is a thread of process `pid`: one `faccessat`.
+    pub fn is_thread_of(&self, tid: i32, pid: i32) -> bool {
+        let mut name = [0u8; 32];
+        let path = format_into(&mut name, format_args!("{pid}/task/{tid}\0"));
+        // SAFETY: the path is NUL-terminated and lives until after the call.
+        unsafe { libc::faccessat(self.0.as_raw_fd(), path.as_ptr(), libc::F_OK, 0) == 0 }
+    }
+
+    /// Parent and start time of a thread; `None` if it is gone.
+    pub fn thread_stat(&self, tid: i32) -> Option<ThreadStat> {
+        let mut name = [0u8; 32];
+        let path = format_into(&mut name, format_args!("{tid}/stat\0"));
+        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+        let fd = openat(self.0.as_fd(), path, flags, Mode::empty()).ok()?;
+        let mut bytes = [0u8; 1024];
+        let got = std::fs::File::from(fd).read(&mut bytes).ok()?;
+        parse_stat(&bytes[..got])
+    }
+}
+
+/// Parses `/proc/<tid>/stat` (proc_pid_stat(5)). The name in parentheses may
+/// hold any byte, so the fields are counted from the last parenthesis.
+pub fn parse_stat(line: &[u8]) -> Option<ThreadStat> {
+    let end = line.iter().rposition(|byte| *byte == b')')?;
+    let rest = std::str::from_utf8(line.get(end + 1..)?).ok()?;
+    let mut fields = rest.split_ascii_whitespace();
+    let parent = fields.nth(1)?.parse().ok()?;
+    let started = fields.nth(17)?.parse().ok()?;
+    Some(ThreadStat { parent, started })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn own_thread_has_own_uid_and_parent() {
+        let proc = Proc::open().unwrap();
+        let tid = nix::unistd::gettid().as_raw();
+        assert_eq!(
+            proc.effective_uid(tid),
+            Some(nix::unistd::geteuid().as_raw())
+        );
+        assert_eq!(
+            proc.thread_stat(tid).unwrap().parent,
+            nix::unistd::getppid().as_raw()
+        );
+        assert!(proc.is_thread_of(tid, nix::unistd::getpid().as_raw()));
+        assert!(!proc.is_thread_of(1, nix::unistd::getpid().as_raw()));
+        assert_eq!(proc.effective_uid(-1), None);
+    }
+
+    #[test]
+    fn a_name_with_parentheses_and_spaces_does_not_shift_the_fields() {
+        let line = b"42 (a) b 1 (x)) S 7 42 42 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 987 10 20\n";
+        assert_eq!(
+            parse_stat(line),
+            Some(ThreadStat {
+                parent: 7,
+                started: 987
+            })
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_parse_or_not_without_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = parse_stat(&bytes);
+        }
+    }
+}

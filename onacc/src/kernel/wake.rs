@@ -1,0 +1,213 @@
+//! Waking a thread that sleeps in `poll(2)`: eventfd, poll, and mailboxes.
+//!
+//! Must not: wake a thread that is awake anyway; a wake-up is a system call and
+//! often a context switch. Tested here.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use super::SyscallError;
+
+/// An eventfd, shared: whoever has a clone can wake who polls it.
+#[derive(Clone, Debug)]
+pub struct Wake(Arc<EventFd>);
+
+impl Wake {
+    /// A new eventfd.
+    ///
+    /// # Errors
+    /// No fd left.
+    pub fn new() -> Result<Self, SyscallError> {
+        EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
+            .map(|fd| Self(Arc::new(fd)))
+            .map_err(|errno| SyscallError::from_errno("eventfd", errno))
+    }
+
+    /// Wakes the poller. Never blocks: a full counter wakes as well.
+    pub fn notify(&self) {
+        // EAGAIN means the counter is full, so the poller is awake or about to be.
+        let _full_counter_wakes_too = self.0.write(1);
+    }
+
+    /// Takes back all notifications.
+    pub fn clear(&self) {
+        // EAGAIN means there was none.
+        let _none_is_fine = self.0.read();
+    }
+}
+
+impl AsFd for Wake {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// Sleeps until one of `fds` has what it asks for, or `until`. Returns, for
+/// each, whether something is there. A signal ends the sleep early.
+///
+/// # Errors
+/// A failed `poll(2)`.
+pub fn sleep<const N: usize>(
+    fds: [(BorrowedFd<'_>, PollFlags); N],
+    until: Option<Instant>,
+) -> Result<[bool; N], SyscallError> {
+    let mut polled = fds.map(|(fd, flags)| PollFd::new(fd, flags));
+    let timeout = until.map_or(PollTimeout::NONE, |until| {
+        let left = until.saturating_duration_since(Instant::now());
+        // Rounded up: a timer that wakes before its time would spin.
+        let millis = u64::try_from((left + Duration::from_micros(999)).as_millis()).unwrap_or(u64::MAX);
+        PollTimeout::try_from(millis.min(60_000)).unwrap_or(PollTimeout::MAX)
+    });
+    match poll(&mut polled, timeout) {
+        Ok(_) | Err(Errno::EINTR) => {}
+        Err(errno) => return Err(SyscallError::from_errno("poll", errno)),
+    }
+    Ok(std::array::from_fn(|at| {
+        polled[at].revents().is_some_and(|got| !got.is_empty())
+    }))
+}
+
+/// A queue into a thread that polls. Sending costs a short lock, and a system
+/// call only if the receiver sleeps.
+#[derive(Debug)]
+pub struct Mailbox<T> {
+    shared: Arc<Shared<T>>,
+}
+
+#[derive(Debug)]
+struct Shared<T> {
+    items: Mutex<Vec<T>>,
+    asleep: AtomicBool,
+    wake: Wake,
+}
+
+impl<T> Clone for Mailbox<T> {
+    fn clone(&self) -> Self {
+        Self {
+            shared: Arc::clone(&self.shared),
+        }
+    }
+}
+
+impl<T> Mailbox<T> {
+    /// An empty mailbox.
+    ///
+    /// # Errors
+    /// No fd left.
+    pub fn new() -> Result<Self, SyscallError> {
+        Ok(Self {
+            shared: Arc::new(Shared {
+                items: Mutex::new(Vec::new()),
+                asleep: AtomicBool::new(false),
+                wake: Wake::new()?,
+            }),
+        })
+    }
+
+    /// Puts an item in. Never waits for the receiver.
+    pub fn send(&self, item: T) {
+        self.lock().push(item);
+        // SeqCst on both sides: either the receiver sees the item before it
+        // sleeps, or this thread sees that it sleeps.
+        if self.shared.asleep.load(Ordering::SeqCst) {
+            self.wake();
+        }
+    }
+
+    /// Wakes the receiver without an item.
+    pub fn wake(&self) {
+        if self.shared.asleep.swap(false, Ordering::SeqCst) {
+            self.shared.wake.notify();
+        }
+    }
+
+    /// What wakes the receiver; also used to tell it to stop.
+    pub fn waker(&self) -> &Wake {
+        &self.shared.wake
+    }
+
+    /// Moves everything that waits into `into`.
+    pub fn drain(&self, into: &mut Vec<T>) {
+        into.append(&mut self.lock());
+    }
+
+    /// How many items wait.
+    pub fn len(&self) -> usize {
+        self.lock().len()
+    }
+
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The receiver is about to sleep. False: items came in meanwhile, do not.
+    pub fn begin_sleep(&self) -> bool {
+        self.shared.asleep.store(true, Ordering::SeqCst);
+        if self.is_empty() {
+            return true;
+        }
+        self.shared.asleep.store(false, Ordering::SeqCst);
+        false
+    }
+
+    /// The receiver is awake again. Call with whether the waker was readable.
+    pub fn end_sleep(&self, notified: bool) {
+        self.shared.asleep.store(false, Ordering::SeqCst);
+        if notified {
+            self.shared.wake.clear();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<T>> {
+        self.shared
+            .items
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_sent_is_lost_between_two_threads() {
+        let mailbox = Mailbox::new().unwrap();
+        let sender = mailbox.clone();
+        let thread = std::thread::spawn(move || {
+            for item in 0..20_000u32 {
+                sender.send(item);
+            }
+        });
+        let mut got = Vec::new();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while got.len() < 20_000 && Instant::now() < deadline {
+            mailbox.drain(&mut got);
+            if got.len() < 20_000 && mailbox.begin_sleep() {
+                let [notified] =
+                    sleep([(mailbox.waker().as_fd(), PollFlags::POLLIN)], Some(deadline)).unwrap();
+                mailbox.end_sleep(notified);
+            }
+        }
+        thread.join().unwrap();
+        assert!(got.into_iter().eq(0..20_000));
+    }
+
+    #[test]
+    fn a_timer_does_not_wake_early() {
+        let wake = Wake::new().unwrap();
+        let until = Instant::now() + Duration::from_millis(30);
+        let [notified] = sleep([(wake.as_fd(), PollFlags::POLLIN)], Some(until)).unwrap();
+        assert!(!notified && Instant::now() >= until);
+        wake.notify();
+        let [notified] = sleep([(wake.as_fd(), PollFlags::POLLIN)], None).unwrap();
+        assert!(notified);
+    }
+}
