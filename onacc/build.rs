@@ -9,7 +9,7 @@ use std::{env, fs, path::Path, path::PathBuf};
 #[path = "../xtask/src/ebpf_toolchain.rs"]
 mod ebpf_toolchain;
 
-use ebpf_toolchain::{Error, Progress};
+use ebpf_toolchain::Error;
 
 fn main() {
     if let Err(error) = run() {
@@ -30,15 +30,19 @@ fn run() -> Result<(), Error> {
         "onacc-common/src",
         "onacc-common/Cargo.toml",
         "xtask/src/ebpf_toolchain.rs",
+        "xtask/src/ebpf_toolchain_error.rs",
     ] {
-        println!("cargo::rerun-if-changed={}", workspace.join(input).display());
+        println!(
+            "cargo::rerun-if-changed={}",
+            workspace.join(input).display()
+        );
     }
     println!("cargo::rerun-if-changed=build.rs");
     let toolchain = ebpf_toolchain::find()?;
     for tool in [&toolchain.compiler.rustc, &toolchain.linker.path] {
         println!("cargo::rerun-if-changed={}", tool.display());
     }
-    let object = ebpf_toolchain::build(&toolchain, workspace, Progress::Kept)?;
+    let object = ebpf_toolchain::build(&toolchain, workspace, true)?;
     let own = Path::new(&variable("OUT_DIR")?).join("onacc-ebpf.o");
     fs::copy(&object, &own).map_err(|source| Error::Io {
         what: format!("copying {} to {}", object.display(), own.display()),

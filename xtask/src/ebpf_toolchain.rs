@@ -8,10 +8,14 @@
 use std::{
     env,
     ffi::{OsStr, OsString},
-    fmt, fs, io,
+    fs,
     path::{Path, PathBuf},
-    process::{Command, ExitStatus, Stdio},
+    process::{Command, Stdio},
 };
+
+#[path = "ebpf_toolchain_error.rs"]
+mod error;
+pub use error::Error;
 
 /// The version of bpf-linker that is known to work with this source.
 pub const LINKER_VERSION: &str = "0.13.0";
@@ -64,52 +68,6 @@ pub struct Toolchain {
     pub linker: Linker,
 }
 
-/// Why the eBPF program cannot be built.
-#[derive(Debug)]
-pub enum Error {
-    /// No compiler with the sources of its library.
-    NoCompiler {
-        /// What is wrong with nightly.
-        nightly: String,
-        /// What is wrong with Debian's.
-        debian: String,
-    },
-    /// No bpf-linker that starts.
-    NoLinker {
-        /// What is wrong with it.
-        reason: String,
-        /// The LLVM that it must have.
-        llvm: u32,
-    },
-    /// The linker cannot read what the compiler writes.
-    LinkerTooOld {
-        /// The linker.
-        linker: PathBuf,
-        /// Its LLVM.
-        has: u32,
-        /// The compiler's LLVM.
-        needs: u32,
-    },
-    /// The nested cargo failed.
-    Build {
-        /// The compiler used.
-        compiler: PathBuf,
-        /// How cargo ended.
-        status: ExitStatus,
-        /// What it said, if that was not shown already.
-        said: String,
-    },
-    /// A file or a program could not be used.
-    Io {
-        /// What was tried.
-        what: String,
-        /// What came of it.
-        source: io::Error,
-    },
-    /// The build gave something that is no ELF object.
-    NotAnObject(PathBuf),
-}
-
 /// The Debian packages that give the compiler and what bpf-linker is built with.
 pub fn debian_packages(llvm: u32) -> Vec<String> {
     ["rustc-web", "rust-web-src", "libzstd-dev"]
@@ -141,78 +99,6 @@ pub fn linker_install_args(llvm: u32) -> Vec<String> {
 pub fn llvm_prefix(llvm: u32) -> PathBuf {
     PathBuf::from(format!("/usr/lib/llvm-{llvm}"))
 }
-
-impl fmt::Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NoCompiler { nightly, debian } => {
-                writeln!(f, "no compiler for the eBPF program was found:")?;
-                writeln!(f, "  nightly Rust does not serve: {nightly}")?;
-                writeln!(f, "  Debian's Rust does not serve: {debian}")?;
-                remedy(f, DEFAULT_LLVM)
-            }
-            Self::NoLinker { reason, llvm } => {
-                writeln!(f, "the linker for the eBPF program does not serve: {reason}")?;
-                remedy(f, *llvm)
-            }
-            Self::LinkerTooOld { linker, has, needs } => {
-                writeln!(
-                    f,
-                    "{} has LLVM {has}, but the compiler writes for LLVM {needs}",
-                    linker.display()
-                )?;
-                remedy(f, *needs)
-            }
-            Self::Build {
-                compiler,
-                status,
-                said,
-            } => {
-                writeln!(
-                    f,
-                    "building the eBPF program with {} failed ({status})",
-                    compiler.display()
-                )?;
-                for line in said.lines() {
-                    writeln!(f, "  {line}")?;
-                }
-                write!(f, "to see it alone: cargo xtask build-ebpf")
-            }
-            Self::Io { what, source } => write!(f, "{what}: {source}"),
-            Self::NotAnObject(path) => {
-                write!(f, "{} is no ELF object; remove it and build again", path.display())
-            }
-        }
-    }
-}
-
-/// The commands that put a toolchain here.
-fn remedy(f: &mut fmt::Formatter<'_>, llvm: u32) -> fmt::Result {
-    writeln!(f, "install what is missing with: cargo xtask setup")?;
-    writeln!(f, "or by hand, on Debian, as root:")?;
-    writeln!(
-        f,
-        "  apt-get install --no-install-recommends {}",
-        debian_packages(llvm).join(" ")
-    )?;
-    writeln!(
-        f,
-        "  LLVM_PREFIX={} cargo {}",
-        llvm_prefix(llvm).display(),
-        linker_install_args(llvm).join(" ")
-    )?;
-    writeln!(f, "or by hand, elsewhere:")?;
-    writeln!(
-        f,
-        "  rustup toolchain install nightly --profile minimal --component rust-src"
-    )?;
-    write!(
-        f,
-        "  and a release of bpf-linker: https://github.com/aya-rs/bpf-linker/releases"
-    )
-}
-
-impl std::error::Error for Error {}
 
 /// Looks for every part of a toolchain.
 pub fn look() -> Seen {
@@ -278,21 +164,9 @@ pub fn find() -> Result<Toolchain, Error> {
     choose(&look())
 }
 
-/// Whether cargo's progress is shown, or kept for the error message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Progress {
-    /// On stderr.
-    Shown,
-    /// In [`Error::Build`], if it comes to that.
-    Kept,
-}
-
-/// Builds `onacc-ebpf` and returns the path of the object.
-pub fn build(
-    toolchain: &Toolchain,
-    workspace: &Path,
-    progress: Progress,
-) -> Result<PathBuf, Error> {
+/// Builds `onacc-ebpf` and returns the path of the object. Cargo's progress is
+/// on stderr, or if quiet, in [`Error::Build`] if it comes to that.
+pub fn build(toolchain: &Toolchain, workspace: &Path, quiet: bool) -> Result<PathBuf, Error> {
     let source = workspace.join("onacc-ebpf");
     let target = bpf_target(&arch_endian());
     let target_dir = target_dir(workspace).join("ebpf");
@@ -307,13 +181,12 @@ pub fn build(
         what: format!("running {}", cargo_of(toolchain).display()),
         source,
     };
-    let (status, said) = match progress {
-        Progress::Shown => (cargo.status().map_err(fail)?, String::new()),
-        Progress::Kept => {
-            let output = cargo.output().map_err(fail)?;
-            let said = String::from_utf8_lossy(&output.stderr).into_owned();
-            (output.status, said)
-        }
+    let (status, said) = if quiet {
+        let output = cargo.output().map_err(fail)?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status, said)
+    } else {
+        (cargo.status().map_err(fail)?, String::new())
     };
     if !status.success() {
         return Err(Error::Build {
@@ -361,8 +234,14 @@ fn nested_cargo(toolchain: &Toolchain) -> Command {
         // Empty means none, in the user's cargo configuration too.
         .env("RUSTC_WRAPPER", "")
         .env("RUSTC_WORKSPACE_WRAPPER", "")
-        .env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", &toolchain.linker.path)
-        .env("CARGO_TARGET_BPFEB_UNKNOWN_NONE_LINKER", &toolchain.linker.path);
+        .env(
+            "CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER",
+            &toolchain.linker.path,
+        )
+        .env(
+            "CARGO_TARGET_BPFEB_UNKNOWN_NONE_LINKER",
+            &toolchain.linker.path,
+        );
     if toolchain.compiler.stable {
         cargo.env("RUSTC_BOOTSTRAP", "1");
     }
@@ -386,6 +265,13 @@ fn leaks(name: &OsStr) -> bool {
         "CARGO_SOURCE_",
         "CARGO_TERM_",
     ];
+    // LD_LIBRARY_PATH: cargo puts the outer compiler's libraries there.
+    const GONE: [&str; 4] = [
+        "CLIPPY_ARGS",
+        "LD_LIBRARY_PATH",
+        "RUSTFLAGS",
+        "RUSTUP_TOOLCHAIN",
+    ];
     let Some(name) = name.to_str() else {
         return false;
     };
@@ -398,13 +284,6 @@ fn leaks(name: &OsStr) -> bool {
     if name.starts_with("RUSTC") || name.starts_with("RUSTDOC") {
         return true;
     }
-    // LD_LIBRARY_PATH: cargo puts the outer compiler's libraries there.
-    const GONE: [&str; 4] = [
-        "CLIPPY_ARGS",
-        "LD_LIBRARY_PATH",
-        "RUSTFLAGS",
-        "RUSTUP_TOOLCHAIN",
-    ];
     GONE.contains(&name)
 }
 
@@ -492,8 +371,8 @@ fn llvm_in_version(text: &str) -> Option<u32> {
 }
 
 fn look_for_linker() -> Result<Linker, String> {
-    let path = find_program("bpf-linker")
-        .ok_or("there is no bpf-linker in PATH or in ~/.cargo/bin")?;
+    let path =
+        find_program("bpf-linker").ok_or("there is no bpf-linker in PATH or in ~/.cargo/bin")?;
     output_of(Command::new(&path).arg("--version"))?;
     let llvm = fs::read(&path).ok().and_then(|file| llvm_in_binary(&file));
     Ok(Linker { path, llvm })
@@ -524,7 +403,10 @@ fn llvm_in_binary(file: &[u8]) -> Option<u32> {
             let digits = rest
                 .strip_prefix(b".so.".as_slice())
                 .or_else(|| rest.strip_prefix(b"-".as_slice()))?;
-            let length = digits.iter().take_while(|byte| byte.is_ascii_digit()).count();
+            let length = digits
+                .iter()
+                .take_while(|byte| byte.is_ascii_digit())
+                .count();
             std::str::from_utf8(&digits[..length]).ok()?.parse().ok()
         })
 }

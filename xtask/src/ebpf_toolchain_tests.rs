@@ -2,55 +2,51 @@
 
 use super::*;
 
-fn compiler(name: &'static str, llvm: Option<u32>) -> Compiler {
+fn compiler(name: &'static str, llvm: u32) -> Compiler {
     Compiler {
         name,
         rustc: PathBuf::from("/r/rustc"),
         cargo: None,
-        llvm,
+        llvm: Some(llvm),
         stable: true,
     }
 }
 
-fn linker(llvm: Option<u32>) -> Result<Linker, String> {
-    Ok(Linker {
+fn linker(llvm: Option<u32>) -> Linker {
+    Linker {
         path: PathBuf::from("/l/bpf-linker"),
         llvm,
-    })
+    }
 }
 
-fn seen(
-    nightly: Option<Option<u32>>,
-    debian: Option<Option<u32>>,
-    linker: Result<Linker, String>,
-) -> Seen {
+/// What was seen: the LLVM of each compiler that is there, and the linker.
+fn seen(nightly: Option<u32>, debian: Option<u32>, linker: Option<Linker>) -> Seen {
+    let found = |llvm: Option<u32>, name| llvm.map(|llvm| compiler(name, llvm));
     Seen {
-        nightly: nightly
-            .map(|llvm| compiler("nightly", llvm))
-            .ok_or("no nightly".to_owned()),
-        debian: debian
-            .map(|llvm| compiler("debian", llvm))
-            .ok_or("no rustc-web".to_owned()),
-        linker,
+        nightly: found(nightly, "nightly").ok_or("no nightly".to_owned()),
+        debian: found(debian, "debian").ok_or("no rustc-web".to_owned()),
+        linker: linker.ok_or("there is no bpf-linker".to_owned()),
     }
 }
 
 #[test]
 fn nightly_comes_first_unless_the_linker_is_too_old_for_it() {
     let chosen = |seen: &Seen| choose(seen).unwrap().compiler.name;
-    let both = seen(Some(Some(22)), Some(Some(22)), linker(Some(22)));
+    let both = seen(Some(22), Some(22), Some(linker(Some(22))));
     assert_eq!(chosen(&both), "nightly");
-    let newer = seen(Some(Some(23)), Some(Some(22)), linker(Some(22)));
+    let newer = seen(Some(23), Some(22), Some(linker(Some(22))));
     assert_eq!(chosen(&newer), "debian");
-    let unknown = seen(Some(Some(23)), Some(Some(22)), linker(None));
+    let unknown = seen(Some(23), Some(22), Some(linker(None)));
     assert_eq!(chosen(&unknown), "nightly");
-    let newer_linker = seen(None, Some(Some(22)), linker(Some(23)));
+    let newer_linker = seen(None, Some(22), Some(linker(Some(23))));
     assert_eq!(chosen(&newer_linker), "debian");
 }
 
 #[test]
 fn what_is_missing_is_said_with_the_command_that_installs_it() {
-    let nothing = choose(&seen(None, None, linker(None))).unwrap_err().to_string();
+    let nothing = choose(&seen(None, None, Some(linker(None))))
+        .unwrap_err()
+        .to_string();
     for part in [
         "no nightly",
         "no rustc-web",
@@ -62,17 +58,27 @@ fn what_is_missing_is_said_with_the_command_that_installs_it() {
     ] {
         assert!(nothing.contains(part), "{part:?} is not in:\n{nothing}");
     }
-    let linkerless = seen(None, Some(Some(21)), Err("there is no bpf-linker".to_owned()));
+    let linkerless = seen(None, Some(21), None);
     let text = choose(&linkerless).unwrap_err().to_string();
     assert!(text.contains("there is no bpf-linker") && text.contains("--features llvm-21"));
-    let old = choose(&seen(None, Some(Some(22)), linker(Some(21)))).unwrap_err();
-    assert!(matches!(old, Error::LinkerTooOld { has: 21, needs: 22, .. }));
+    let old = choose(&seen(None, Some(22), Some(linker(Some(21))))).unwrap_err();
+    assert!(matches!(
+        old,
+        Error::LinkerTooOld {
+            has: 21,
+            needs: 22,
+            ..
+        }
+    ));
     assert!(old.to_string().contains("/l/bpf-linker has LLVM 21"));
 }
 
 #[test]
 fn the_llvm_is_read_from_rustc_and_from_the_linker_file() {
-    assert_eq!(llvm_in_version("rustc 1.96.0\nLLVM version: 22.1.8\n"), Some(22));
+    assert_eq!(
+        llvm_in_version("rustc 1.96.0\nLLVM version: 22.1.8\n"),
+        Some(22)
+    );
     assert_eq!(llvm_in_version("rustc 1.96.0\n"), None);
     assert_eq!(llvm_in_binary(b"\0libLLVM\0libLLVM.so.22.1\0"), Some(22));
     assert_eq!(llvm_in_binary(b"x libLLVM-21.so.1"), Some(21));

@@ -1,1 +1,69 @@
-fn main(){}
+//! Developer commands of onacc: `cargo xtask --help`.
+//!
+//! Owns: the command line, and the exit status. Must not: do anything itself;
+//! each command has a file of its own. Tested by `cargo xtask test` running.
+
+mod build_ebpf;
+mod ebpf_toolchain;
+mod run;
+mod setup;
+mod setup_plan;
+mod shell;
+mod test;
+mod tour;
+
+use std::{ffi::OsString, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+
+/// Builds, shows and tests onacc. Start with `cargo xtask run` or `cargo xtask test`, as root.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    command: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Installs what is missing for everything below; says what and why, asks nothing
+    Setup,
+    /// Builds the eBPF program and prints its path and size
+    BuildEbpf,
+    /// Builds onacc and shows it at work on a scratch filesystem, or runs it with ARGS
+    ///
+    /// Without ARGS it is a tour: a private clamd, a small loop-mounted filesystem, and
+    /// an agent that protects it until Ctrl-C. With ARGS the agent itself is run with
+    /// them, against the host's clamd.conf: `cargo xtask run -- --foreground`.
+    Run {
+        /// End after the tour; status 0 only if all that it showed was true
+        #[arg(long, conflicts_with = "args")]
+        once: bool,
+        /// Arguments of onacc
+        #[arg(last = true)]
+        args: Vec<OsString>,
+    },
+    /// Runs everything: format, clippy, release build, unit, property and end-to-end tests
+    Test {
+        /// Run only tests whose name contains this
+        filter: Option<String>,
+    },
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Task::Setup => setup::command(),
+        Task::BuildEbpf => build_ebpf::command(),
+        Task::Run { once, args } => run::command(once, &args),
+        Task::Test { filter } => test::command(filter.as_deref()),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            if !message.is_empty() {
+                eprintln!("{message}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}

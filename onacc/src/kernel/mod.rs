@@ -6,6 +6,7 @@
 //! have unit and property tests beside them; the rest is tested by `tests/`
 //! on the running kernel.
 
+pub mod accounts;
 pub mod btf;
 pub mod bpf;
 pub mod daemon;
@@ -15,6 +16,7 @@ pub mod handle;
 pub mod mounts;
 pub mod process;
 pub mod procfs;
+pub mod signals;
 pub mod wake;
 
 /// A system call failed.

@@ -33,6 +33,17 @@ fn format_into<'a>(buffer: &'a mut [u8; 32], args: std::fmt::Arguments<'_>) -> &
 #[derive(Debug)]
 pub struct Proc(OwnedFd);
 
+/// The program of a process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Executable {
+    /// Last component of its path.
+    pub name: String,
+    /// Owner of the file.
+    pub owner: u32,
+    /// Mode bits of the file.
+    pub mode: u32,
+}
+
 /// What a thread's `stat` line tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ThreadStat {
@@ -75,6 +86,21 @@ impl Proc {
         unsafe { libc::faccessat(self.0.as_raw_fd(), path.as_ptr(), libc::F_OK, 0) == 0 }
     }
 
+    /// The program that a thread runs; `None` if it is gone or a kernel thread.
+    pub fn executable(&self, tid: i32) -> Option<Executable> {
+        use std::os::unix::ffi::OsStrExt as _;
+        let mut name = [0u8; 32];
+        let path = format_into(&mut name, format_args!("{tid}/exe\0"));
+        let target = nix::fcntl::readlinkat(self.0.as_fd(), path).ok()?;
+        let stat = nix::sys::stat::fstatat(&self.0, path, nix::fcntl::AtFlags::empty()).ok()?;
+        let name = std::path::Path::new(&target).file_name()?;
+        Some(Executable {
+            name: String::from_utf8_lossy(name.as_bytes()).into_owned(),
+            owner: stat.st_uid,
+            mode: stat.st_mode,
+        })
+    }
+
     /// Parent and start time of a thread; `None` if it is gone.
     pub fn thread_stat(&self, tid: i32) -> Option<ThreadStat> {
         let mut name = [0u8; 32];
@@ -115,6 +141,9 @@ mod tests {
             proc.thread_stat(tid).unwrap().parent,
             nix::unistd::getppid().as_raw()
         );
+        let own = std::env::current_exe().unwrap();
+        let exe = proc.executable(tid).unwrap();
+        assert_eq!(own.file_name().unwrap().to_str().unwrap(), exe.name);
         assert!(proc.is_thread_of(tid, nix::unistd::getpid().as_raw()));
         assert!(!proc.is_thread_of(1, nix::unistd::getpid().as_raw()));
         assert_eq!(proc.effective_uid(-1), None);

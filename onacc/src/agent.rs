@@ -1,0 +1,589 @@
+//! The agent: builds all parts, starts them, keeps house, stops them in order.
+//!
+//! The only file that knows every part. Its main thread does what may wait:
+//! name service, mount table, signals. Must not: touch an event.
+
+use std::collections::HashMap;
+use std::fmt::Write as _;
+use std::os::fd::AsFd as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use nix::poll::PollFlags;
+
+use crate::commands::cli::{BpfMode, Cli};
+use crate::config::{ConfigError, Located, Settings, names};
+use crate::coverage::filesystems::{Filesystems, Marked, NewFilesystem, kinds_with};
+use crate::coverage::keeper::{Keeper, KeeperLinks, KeeperMessage};
+use crate::coverage::paths;
+use crate::intake::{Control, Reader, ReaderLinks, ScannerIdentity};
+use crate::kernel::accounts::AccountWatch;
+use crate::kernel::bpf::{BpfError, FilterCounters, FilterPlane};
+use crate::kernel::daemon::{self, Readiness};
+use crate::kernel::fanotify::{
+    Answer, FdBudget, Group, GroupKind, InitError, ProbedFeatures, WriterProbe,
+};
+use crate::kernel::mounts::{self, MountTable};
+use crate::kernel::procfs::Proc;
+use crate::kernel::signals::{Request, Signals};
+use crate::kernel::wake::{Mailbox, Wake, sleep};
+use crate::kernel::{SyscallError, process};
+use crate::observe::counters::Counters;
+use crate::observe::heartbeat::{self, Heartbeat, Watchdog};
+use crate::observe::log::{LogError, Logger, Targets, printable};
+use crate::policy::{Policy, Scope};
+use crate::scan::{Limits, Links, Service};
+
+/// Inodes that can carry a clean mark at a time; memory is used for those that do.
+const MARKS: u32 = 65_536;
+/// Event fds in flight at most, whatever `RLIMIT_NOFILE` allows: the kernel
+/// walks them in line for each answer (facts/kernel.md, fanotify 7).
+const MOST_IN_FLIGHT: u64 = 8192;
+/// Fds that the agent needs for itself.
+const OWN_FDS: u64 = 64;
+/// How often names are resolved again though no local file has changed: they
+/// may come from a server.
+const RESOLVE_EVERY: Duration = Duration::from_secs(60);
+/// How long threads may take to end; TERM is answered within a second.
+const STOP_PATIENCE: Duration = Duration::from_millis(700);
+
+/// The agent cannot start, or cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// clamd.conf.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The log.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// fanotify.
+    #[error(transparent)]
+    Fanotify(#[from] InitError),
+    /// eBPF, under `--bpf=require`.
+    #[error("{0}; --bpf=require was given: use --bpf=auto to go on without")]
+    Bpf(#[from] BpfError),
+    /// A system call.
+    #[error(transparent)]
+    Syscall(#[from] SyscallError),
+    /// A configured path.
+    #[error("{place}: {path}: {source}; correct the path")]
+    Path {
+        /// File, line and option.
+        place: String,
+        /// The path.
+        path: String,
+        /// Why it cannot be resolved.
+        source: std::io::Error,
+    },
+    /// No filesystem takes a mark.
+    #[error(
+        "nothing can be protected: no filesystem under an OnAccessIncludePath takes fanotify marks"
+    )]
+    NothingProtected,
+    /// A thread has ended that must not.
+    #[error("the reader has ended: {0}")]
+    Reader(String),
+}
+
+/// Runs the agent until it is told to stop. 0 after a stop by signal, 3 if the
+/// log cannot be had, else 2.
+pub fn run(cli: &Cli) -> ExitCode {
+    match try_run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("ERROR: {error}");
+            match error {
+                AgentError::Log(_) => ExitCode::from(3),
+                _ => ExitCode::from(2),
+            }
+        }
+    }
+}
+
+fn try_run(cli: &Cli) -> Result<(), AgentError> {
+    let settings = Settings::load(&cli.config_file)?;
+    let readiness = if cli.foreground {
+        None
+    } else {
+        Some(daemon::background()?)
+    };
+    process::forbid_core_dumps()?;
+    process::register_thread();
+    let signals = Signals::block()?;
+    let open_files = process::raise_open_files()?;
+    let counters = Arc::new(Counters::default());
+    let targets = Targets::open(cli.log.as_deref(), cli.foreground)?;
+    let logger = Logger::start(targets, cli.verbose, Arc::clone(&counters))?;
+    for warning in &settings.warnings {
+        tracing::warn!("{warning}");
+    }
+    let result = Agent::start(cli, settings, open_files, Arc::clone(&counters)).and_then(|agent| {
+        agent.keep_house(signals, readiness)
+    });
+    if let Err(error) = &result {
+        tracing::debug!("onacc: ending: {error}");
+    }
+    logger.finish(Duration::from_millis(200));
+    result
+}
+
+/// The running agent.
+struct Agent {
+    settings: Settings,
+    policy: Arc<Policy>,
+    filesystems: Filesystems,
+    control: Mailbox<Control>,
+    keeper: Mailbox<KeeperMessage>,
+    jobs_waker: Mailbox<crate::scan::ScanJob>,
+    threads: Threads,
+    counters: Arc<Counters>,
+    filter_counters: Option<Arc<FilterCounters>>,
+}
+
+/// Threads, and how they are told to end or tell that they have.
+struct Threads {
+    reader: JoinHandle<()>,
+    service: JoinHandle<()>,
+    keeper: JoinHandle<()>,
+    stop: Arc<AtomicBool>,
+    ended: Wake,
+    failure: Arc<std::sync::OnceLock<String>>,
+}
+
+impl Agent {
+    fn start(
+        cli: &Cli,
+        settings: Settings,
+        open_files: u64,
+        counters: Arc<Counters>,
+    ) -> Result<Self, AgentError> {
+        let kind = if settings.prevention {
+            GroupKind::Permission
+        } else {
+            GroupKind::Notification
+        };
+        let group = Group::new(kind)?;
+        let features = group.probe_features()?;
+        let plane = load_filter_plane(cli.bpf, features)?;
+        let filter_counters = plane.as_ref().map(|plane| Arc::clone(plane.counters()));
+        let table = Arc::new(MountTable::read()?);
+        let policy = Arc::new(Policy {
+            scope: Arc::new(build_scope(&settings, &table, true)?),
+            mounts: Arc::clone(&table),
+            excluded_uids: excluded_uids(&settings),
+            max_file_size: settings.max_file_size,
+            kinds: Arc::new(HashMap::new()),
+            stores_are_seen: plane.is_some() && features.evictable_marks,
+        });
+        let control = Mailbox::new()?;
+        let jobs = Mailbox::new()?;
+        let keeper_messages = Mailbox::new()?;
+        let beats = ["reader", "service", "keeper"].map(Heartbeat::new);
+        let stop = Arc::new(AtomicBool::new(false));
+        let ended = Wake::new()?;
+        let failure = Arc::new(std::sync::OnceLock::new());
+        let scanner = Arc::new(ScannerIdentity::new(Proc::open()?));
+        let on_failure = if settings.deny_on_error {
+            Answer::Deny
+        } else {
+            Answer::Allow
+        };
+
+        let keeper = Keeper::new(
+            KeeperLinks {
+                group: Arc::clone(&group),
+                messages: keeper_messages.clone(),
+                counters: Arc::clone(&counters),
+                heartbeat: beats[2].clone(),
+            },
+            plane,
+            MARKS as usize,
+            Arc::clone(&table),
+        );
+        let service = Service::new(
+            limits(&settings, on_failure),
+            Links {
+                jobs: jobs.clone(),
+                keeper: keeper_messages.clone(),
+                scanner: Arc::clone(&scanner),
+                counters: Arc::clone(&counters),
+                writers: WriterProbe::new()?,
+                heartbeat: beats[1].clone(),
+                stop: Arc::clone(&stop),
+            },
+        );
+        let reader = Reader::new(
+            ReaderLinks {
+                group: Arc::clone(&group),
+                budget: FdBudget::new(fd_budget(open_files), control.waker().clone()),
+                control: control.clone(),
+                jobs: jobs.clone(),
+                scanner,
+                counters: Arc::clone(&counters),
+                heartbeat: beats[0].clone(),
+                on_failure,
+            },
+            Arc::clone(&policy),
+            Proc::open()?,
+        );
+        let threads = Threads {
+            keeper: process::spawn("onacc-keeper", move || keeper.run())?,
+            service: process::spawn("onacc-scan", move || service.run())?,
+            reader: spawn_reader(reader, ended.clone(), Arc::clone(&failure))?,
+            stop,
+            ended,
+            failure,
+        };
+        spawn_watchdog(beats.to_vec())?;
+        let mut agent = Self {
+            policy,
+            filesystems: Filesystems::new(group),
+            control,
+            keeper: keeper_messages,
+            jobs_waker: jobs,
+            threads,
+            counters,
+            filter_counters,
+            settings,
+        };
+        agent.mark_filesystems(&table);
+        if agent.filesystems.count() == 0 {
+            return Err(AgentError::NothingProtected);
+        }
+        agent.say_what_is_on();
+        Ok(agent)
+    }
+
+    /// Marks what is in scope and not marked yet. The reader knows what a
+    /// filesystem is, and the keeper watches its stores, before the first event.
+    fn mark_filesystems(&mut self, table: &Arc<MountTable>) {
+        let new = self.filesystems.find_new(&self.policy.scope, table);
+        if !new.is_empty() {
+            let kinds = kinds_with(&self.policy.kinds, &new);
+            self.replace_policy(Policy {
+                kinds: Arc::new(kinds),
+                ..(*self.policy).clone()
+            });
+        }
+        for filesystem in new {
+            self.keeper.send(KeeperMessage::Watch(filesystem.dev));
+            match self.filesystems.mark(&filesystem) {
+                Marked::Yes => tracing::debug!("onacc: marked {}", place_of(&filesystem)),
+                Marked::Refused(error) => {
+                    tracing::warn!("onacc: {} is not protected: {error}", place_of(&filesystem));
+                }
+            }
+        }
+    }
+
+    fn replace_policy(&mut self, policy: Policy) {
+        self.policy = Arc::new(policy);
+        self.control.send(Control::Policy(Arc::clone(&self.policy)));
+    }
+
+    fn say_what_is_on(&self) {
+        let settings = &self.settings;
+        for path in &settings.include_paths {
+            tracing::info!(
+                "ClamInotif: watching '{}' (and all sub-directories)",
+                printable(path.value.as_os_str().as_encoded_bytes())
+            );
+        }
+        for path in &settings.exclude_paths {
+            tracing::info!(
+                "ClamInotif: excluding '{}' (and all sub-directories)",
+                printable(path.value.as_os_str().as_encoded_bytes())
+            );
+        }
+        tracing::info!(
+            "onacc: no opener waits longer than {} ms (OnAccessCurlTimeout {} ms, {} tries); then the open is {}",
+            settings.bound().as_millis(),
+            settings.try_timeout.as_millis(),
+            settings.retries + 1,
+            if settings.deny_on_error { "denied" } else { "allowed" }
+        );
+        let mode = if settings.prevention {
+            "infected files cannot be opened (OnAccessPrevention yes)"
+        } else {
+            "infected files are reported, not blocked (OnAccessPrevention no)"
+        };
+        let count = self.filesystems.count();
+        tracing::info!("onacc: protection is on: {mode}; filesystems marked: {count}");
+    }
+
+    /// The main thread's loop: signals, mounts, accounts.
+    fn keep_house(
+        mut self,
+        mut signals: Signals,
+        readiness: Option<Readiness>,
+    ) -> Result<(), AgentError> {
+        let table_file = mounts::open_table()?;
+        let accounts = AccountWatch::new()?;
+        if let Some(readiness) = readiness {
+            readiness.report();
+        }
+        // What changed between the first reading and the opening of the table.
+        self.follow_mounts();
+        let mut resolve_at = Instant::now() + RESOLVE_EVERY;
+        loop {
+            let until = (!self.settings.excluded_names.is_empty()).then_some(resolve_at);
+            let ended = self.threads.ended.clone();
+            let [signal, mounts, passwd, end] = sleep(
+                [
+                    (signals.as_fd(), PollFlags::POLLIN),
+                    (table_file.as_fd(), PollFlags::POLLPRI),
+                    (accounts.as_fd(), PollFlags::POLLIN),
+                    (ended.as_fd(), PollFlags::POLLIN),
+                ],
+                until,
+            )?;
+            if signal {
+                while let Some(request) = signals.next() {
+                    match request {
+                        Request::Stop => {
+                            self.stop();
+                            return Ok(());
+                        }
+                        Request::Counters => self.say_counters(),
+                        Request::Nothing => {}
+                    }
+                }
+            }
+            if mounts {
+                self.follow_mounts();
+            }
+            if (passwd && accounts.changed()) || Instant::now() >= resolve_at {
+                self.follow_accounts();
+                resolve_at = Instant::now() + RESOLVE_EVERY;
+            }
+            if end {
+                let reason = self.threads.failure.get().cloned().unwrap_or_default();
+                self.stop();
+                return Err(AgentError::Reader(reason));
+            }
+        }
+    }
+
+    /// Filesystems come and go under the include paths.
+    fn follow_mounts(&mut self) {
+        let table = match MountTable::read() {
+            Ok(table) => Arc::new(table),
+            Err(error) => {
+                tracing::error!("onacc: {error}; new mounts are not followed");
+                return;
+            }
+        };
+        if *table == *self.policy.mounts {
+            return;
+        }
+        let scope = match build_scope(&self.settings, &table, false) {
+            Ok(scope) => Arc::new(scope),
+            Err(error) => {
+                tracing::error!("onacc: {error}; new mounts are not followed");
+                return;
+            }
+        };
+        self.keeper.send(KeeperMessage::Mounts(Arc::clone(&table)));
+        self.replace_policy(Policy {
+            scope: Arc::clone(&scope),
+            mounts: Arc::clone(&table),
+            ..(*self.policy).clone()
+        });
+        self.mark_filesystems(&table);
+        self.filesystems.let_go(&scope, &table);
+    }
+
+    /// Users get other uids.
+    fn follow_accounts(&mut self) {
+        let uids = excluded_uids(&self.settings);
+        if uids != self.policy.excluded_uids {
+            tracing::info!("onacc: excluded uids are now {uids:?}");
+            self.replace_policy(Policy {
+                excluded_uids: uids,
+                ..(*self.policy).clone()
+            });
+        }
+    }
+
+    fn say_counters(&self) {
+        for (name, value) in self.counters.list() {
+            tracing::info!("onacc: counter: {name} {value}");
+        }
+        if let Some(counters) = &self.filter_counters {
+            for (counter, name) in onacc_common::Counter::ALL {
+                match counters.get(counter) {
+                    Ok(value) => tracing::info!("onacc: counter: bpf_{name} {value}"),
+                    Err(error) => tracing::warn!("onacc: counter bpf_{name}: {error}"),
+                }
+            }
+        }
+    }
+
+    /// Ends the threads in the order of an event's way, then closes the group,
+    /// which lets go whoever still waits.
+    fn stop(self) {
+        let until = Instant::now() + STOP_PATIENCE;
+        self.control.send(Control::Stop);
+        self.control.waker().notify();
+        wait_for(self.threads.reader, until);
+        self.threads.stop.store(true, Ordering::Release);
+        self.jobs_waker.waker().notify();
+        wait_for(self.threads.service, until);
+        self.keeper.send(KeeperMessage::Stop);
+        wait_for(self.threads.keeper, until);
+        drop(self.filesystems);
+        for (name, value) in self.counters.list() {
+            tracing::info!("onacc: counter: {name} {value}");
+        }
+        tracing::info!("Clamonacc: stopped");
+    }
+}
+
+/// A thread that does not end in time is left to the end of the process.
+fn wait_for(thread: JoinHandle<()>, until: Instant) {
+    while !thread.is_finished() && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn limits(settings: &Settings, on_failure: Answer) -> Limits {
+    Limits {
+        socket: settings.local_socket.value.clone(),
+        bound: settings.bound(),
+        retries: settings.retries,
+        // More would block clamd's receiving thread (facts/clamonacc.md, 3).
+        max_scans: settings.max_scans.min((settings.max_queue / 2).max(1)),
+        on_failure,
+        read_timeout: settings.read_timeout,
+    }
+}
+
+fn fd_budget(open_files: u64) -> usize {
+    let budget = open_files.saturating_sub(OWN_FDS).clamp(8, MOST_IN_FLIGHT);
+    usize::try_from(budget).unwrap_or(8)
+}
+
+fn excluded_uids(settings: &Settings) -> Vec<u32> {
+    let (resolved, warnings) = names::resolve(&settings.excluded_names);
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+    let mut uids = settings.excluded_uids.clone();
+    uids.extend(resolved);
+    uids.sort_unstable();
+    uids.dedup();
+    uids
+}
+
+/// Resolves the configured paths and builds the scope from them.
+fn build_scope(
+    settings: &Settings,
+    table: &MountTable,
+    first_time: bool,
+) -> Result<Scope, AgentError> {
+    let resolve_all = |paths: &[Located<PathBuf>]| -> Result<Vec<PathBuf>, AgentError> {
+        paths
+            .iter()
+            .map(|path| resolve_path(path, first_time))
+            .collect()
+    };
+    let includes = resolve_all(&settings.include_paths)?;
+    let excludes = resolve_all(&settings.exclude_paths)?;
+    Ok(Scope::build(&includes, &excludes, table))
+}
+
+fn resolve_path(path: &Located<PathBuf>, first_time: bool) -> Result<PathBuf, AgentError> {
+    let shown = printable(path.value.as_os_str().as_encoded_bytes());
+    let resolved = paths::resolve(&path.value).map_err(|source| AgentError::Path {
+        place: path.to_string(),
+        path: shown.clone(),
+        source,
+    })?;
+    if first_time {
+        if !resolved.exists {
+            tracing::warn!("{path}: {shown} does not exist (yet); it is judged as soon as it does");
+        } else if resolved.path != path.value {
+            let real = printable(resolved.path.as_os_str().as_encoded_bytes());
+            tracing::info!("{path}: {shown} leads to {real}");
+        }
+    }
+    Ok(resolved.path)
+}
+
+fn place_of(filesystem: &NewFilesystem) -> String {
+    format!(
+        "{} ({})",
+        printable(filesystem.mount.point.as_os_str().as_encoded_bytes()),
+        filesystem.mount.kind
+    )
+}
+
+fn load_filter_plane(
+    mode: BpfMode,
+    features: ProbedFeatures,
+) -> Result<Option<FilterPlane>, AgentError> {
+    let marks = if features.evictable_marks {
+        "filesystem marks, evictable ignore marks"
+    } else {
+        "filesystem marks; no evictable ignore marks (kernel before 5.19), so every open is an event"
+    };
+    tracing::info!("onacc: tier: fanotify: {marks} (probed)");
+    let without = "no kernel marks for files that anyone could map for writing; each open of them is scanned";
+    if mode == BpfMode::Off {
+        tracing::info!("onacc: tier: eBPF: off (--bpf=off): {without}");
+        return Ok(None);
+    }
+    match FilterPlane::load(MARKS) {
+        Ok(plane) => {
+            tracing::info!(
+                "onacc: tier: eBPF: tracepoint: tp_btf/writeback_mark_inode_dirty is attached, offsets from the running kernel's BTF; this version needs no LSM or fentry hook"
+            );
+            Ok(Some(plane))
+        }
+        Err(error) if mode == BpfMode::Require => Err(error.into()),
+        Err(error) => {
+            let mut line = format!("onacc: tier: eBPF: none: {error}: {without}");
+            if let BpfError::Refused { log, .. } = &error
+                && !log.is_empty()
+            {
+                tracing::debug!("onacc: the verifier's words:\n{log}");
+            }
+            let _a_string_takes_all = write!(line, " (--bpf=require makes this fatal)");
+            tracing::warn!("{line}");
+            Ok(None)
+        }
+    }
+}
+
+fn spawn_reader(
+    reader: Reader,
+    ended: Wake,
+    failure: Arc<std::sync::OnceLock<String>>,
+) -> Result<JoinHandle<()>, SyscallError> {
+    process::spawn("onacc-reader", move || {
+        if let Err(error) = reader.run() {
+            let _first_one_counts = failure.set(error.to_string());
+            ended.notify();
+        }
+    })
+}
+
+fn spawn_watchdog(beats: Vec<Heartbeat>) -> Result<(), SyscallError> {
+    let mut dog = Watchdog::new(beats);
+    // Never joined: it ends with the process.
+    process::spawn("onacc-watchdog", move || {
+        loop {
+            std::thread::sleep(heartbeat::TICK);
+            if let Some(name) = dog.tick() {
+                process::die(&format!(
+                    "the {name} thread is stuck; ending, so that the kernel lets all openers go"
+                ));
+            }
+        }
+    })
+    .map(drop)
+}

@@ -1,0 +1,204 @@
+//! What can be wrong with a configuration, told in one line each.
+//!
+//! Owns the error type of this module and the way names and values are shown.
+//! Every message reads `FILE:LINE: OPTION: what is wrong; remedy`, stays on one
+//! line whatever bytes the file holds, and says what to do. Must not decide
+//! what is an error. Tested below, and message by message where they arise.
+
+use std::fmt;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+/// How much of a name or value a message repeats, in characters.
+const LONGEST_SHOWN: usize = 80;
+
+/// Where in a file something is wrong. Displays as `FILE:LINE: OPTION`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The file as it was named when it was opened.
+    pub file: PathBuf,
+    /// The line, counted from 1.
+    pub line: usize,
+    /// The option as written, made safe to print.
+    pub option: String,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Place { file, line, option } = self;
+        write!(f, "{}:{line}: {option}", shown_path(file))
+    }
+}
+
+/// Why a configuration cannot be used. The process ends with status 2.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read at all.
+    #[error(
+        "{}: cannot read the configuration: {source}; correct that or name another file with --config-file=FILE",
+        shown_path(.file)
+    )]
+    Unreadable {
+        /// The file.
+        file: PathBuf,
+        /// What the kernel says.
+        source: io::Error,
+    },
+    /// The file is still the sample that nobody has edited.
+    #[error("{at}: this is still the sample file; edit it and remove the Example line")]
+    Example {
+        /// The line that starts with `Example`.
+        at: Place,
+    },
+    /// clamd has no such option.
+    #[error("{at}: unknown option; {}", unknown_remedy(*.suggestion))]
+    UnknownOption {
+        /// The line.
+        at: Place,
+        /// The option that was probably meant.
+        suggestion: Option<&'static str>,
+    },
+    /// An option without a value.
+    #[error("{at}: the value is missing; write it behind the name or remove the line")]
+    MissingValue {
+        /// The line.
+        at: Place,
+    },
+    /// A value starts with a double quote that is never closed.
+    #[error("{at}: the closing double quote is missing; add it at the end of the value")]
+    UnclosedQuote {
+        /// The line.
+        at: Place,
+    },
+    /// Something other than a comment follows a quoted value.
+    #[error(
+        "{at}: there is text after the closing double quote; put one value on each line, and comments behind a #"
+    )]
+    TextAfterQuote {
+        /// The line.
+        at: Place,
+    },
+    /// A value holds a NUL byte.
+    #[error("{at}: the value holds a NUL byte; remove it, and check that the file is plain text")]
+    NulByte {
+        /// The line.
+        at: Place,
+    },
+    /// Not a value that the option can take.
+    #[error("{at}: '{found}' is not {wanted}; {remedy}")]
+    BadValue {
+        /// The line.
+        at: Place,
+        /// The value, made safe to print.
+        found: String,
+        /// What it should be, with its article.
+        wanted: &'static str,
+        /// What to write instead.
+        remedy: &'static str,
+    },
+    /// A number above what the option can take.
+    #[error("{at}: {found} is too large; write at most {limit}")]
+    TooLarge {
+        /// The line.
+        at: Place,
+        /// The value, made safe to print.
+        found: String,
+        /// The largest value.
+        limit: u64,
+    },
+    /// No way to reach clamd is configured.
+    #[error(
+        "{}: LocalSocket: the option is missing; set it to clamd's socket, for example LocalSocket /run/clamav/clamd.ctl",
+        shown_path(.file)
+    )]
+    NoLocalSocket {
+        /// The file.
+        file: PathBuf,
+    },
+    /// clamd is to be reached over TCP, which onacc cannot.
+    #[error(
+        "{at}: LocalSocket is missing, and this version speaks to clamd over LocalSocket only, not over TCP; add a LocalSocket line for clamd and onacc"
+    )]
+    TcpOnly {
+        /// The first line that sets TCP up.
+        at: Place,
+    },
+    /// Nothing would be protected.
+    #[error(
+        "{}: OnAccessIncludePath: the option is missing, so nothing would be protected; name a directory, for example OnAccessIncludePath /home",
+        shown_path(.file)
+    )]
+    NothingToWatch {
+        /// The file.
+        file: PathBuf,
+    },
+}
+
+fn unknown_remedy(suggestion: Option<&'static str>) -> String {
+    match suggestion {
+        Some(name) => format!("did you mean {name}?"),
+        None => "remove the line, or see clamd.conf(5) for the options".to_owned(),
+    }
+}
+
+/// Bytes from the file, printable on one line and not too long.
+pub(super) fn shown(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(bytes);
+    let mut characters = text.chars();
+    let mut out = printable(characters.by_ref().take(LONGEST_SHOWN));
+    if characters.next().is_some() {
+        out.push_str("...");
+    }
+    out
+}
+
+/// A path, printable on one line.
+pub(super) fn shown_path(path: &Path) -> String {
+    printable(String::from_utf8_lossy(path.as_os_str().as_bytes()).chars())
+}
+
+/// Escapes what would break the line or play tricks on a terminal.
+fn printable(characters: impl Iterator<Item = char>) -> String {
+    let mut out = String::new();
+    for character in characters {
+        if character.is_control()
+            || matches!(character, '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}')
+        {
+            out.extend(character.escape_default());
+        } else {
+            out.push(character);
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_reads_file_line_option() {
+        let place = Place {
+            file: "/etc/clamav/clamd.conf".into(),
+            line: 7,
+            option: "LogTime".into(),
+        };
+        assert_eq!(place.to_string(), "/etc/clamav/clamd.conf:7: LogTime");
+    }
+
+    #[test]
+    fn what_is_shown_stays_on_one_line() {
+        assert_eq!(shown(b"a\x1b[2Jb\r\xff"), "a\\u{1b}[2Jb\\r\u{fffd}");
+        assert_eq!(shown_path(Path::new("/a\nb")), "/a\\nb");
+        assert_eq!(shown("\u{202e}x".as_bytes()), "\\u{202e}x");
+    }
+
+    #[test]
+    fn long_values_are_cut() {
+        let text = shown(&[b'x'; 5000]);
+        assert_eq!(text.len(), LONGEST_SHOWN + 3);
+        assert!(text.ends_with("x..."));
+        assert_eq!(shown(&[b'x'; LONGEST_SHOWN]).len(), LONGEST_SHOWN);
+    }
+}

@@ -1,0 +1,348 @@
+//! Each default, each limit, each warning, each error.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// The least that makes a valid file: two lines.
+const BASE: &str = "LocalSocket /run/clamd.ctl\nOnAccessIncludePath /home\n";
+
+fn read(text: &str) -> Result<Settings, ConfigError> {
+    Settings::from_bytes(text.as_bytes(), Path::new("f"))
+}
+
+/// The settings of a valid file with `more` from line 3 on.
+fn with(more: &str) -> Settings {
+    read(&format!("{BASE}{more}\n")).unwrap()
+}
+
+fn error_with(more: &str) -> String {
+    read(&format!("{BASE}{more}\n")).unwrap_err().to_string()
+}
+
+fn paths(located: &[Located<PathBuf>]) -> Vec<&str> {
+    located.iter().map(|l| l.value.to_str().unwrap()).collect()
+}
+
+#[test]
+fn defaults() {
+    let settings = with("");
+    let located = |value: &str, line, option| Located {
+        value: PathBuf::from(value),
+        file: "f".into(),
+        line,
+        option,
+    };
+    assert_eq!(
+        settings,
+        Settings {
+            local_socket: located("/run/clamd.ctl", 1, "LocalSocket"),
+            include_paths: vec![located("/home", 2, "OnAccessIncludePath")],
+            exclude_paths: vec![],
+            prevention: false,
+            excluded_uids: vec![],
+            excluded_names: vec![],
+            max_file_size: 5 * 1024 * 1024,
+            try_timeout: Duration::from_secs(5),
+            retries: 0,
+            max_scans: 5,
+            deny_on_error: false,
+            extra_scanning: false,
+            disable_ddd: false,
+            mount_paths: vec![],
+            read_timeout: Duration::from_mins(2),
+            max_queue: 100,
+            temporary_directory: None,
+            warnings: vec![],
+        }
+    );
+    assert_eq!(settings.local_socket.to_string(), "f:1: LocalSocket");
+}
+
+#[test]
+fn values_arrive() {
+    let settings = with(
+        "OnAccessIncludePath /srv\nOnAccessExcludePath /home/x\nOnAccessPrevention yes\n\
+         OnAccessExcludeUID 1000\nOnAccessExcludeUID 33\nOnAccessExcludeUID 1000\n\
+         OnAccessExcludeRootUID yes\nOnAccessExcludeUname clamav\nOnAccessMaxFileSize 1M\n\
+         OnAccessCurlTimeout 250\nOnAccessRetryAttempts 3\nOnAccessMaxThreads 9\n\
+         OnAccessDenyOnError yes\nReadTimeout 60\nMaxQueue 200\nTemporaryDirectory /var/tmp",
+    );
+    assert_eq!(paths(&settings.include_paths), ["/home", "/srv"]);
+    assert_eq!(paths(&settings.exclude_paths), ["/home/x"]);
+    assert!(settings.prevention);
+    assert_eq!(settings.excluded_uids, [0, 33, 1000]);
+    assert_eq!(settings.excluded_names[0].value, "clamav");
+    assert_eq!(settings.excluded_names[0].line, 10);
+    assert_eq!(settings.max_file_size, 1 << 20);
+    assert_eq!(settings.try_timeout, Duration::from_millis(250));
+    assert_eq!(settings.retries, 3);
+    assert_eq!(settings.max_scans, 9);
+    assert!(settings.deny_on_error);
+    assert_eq!(settings.read_timeout, Duration::from_mins(1));
+    assert_eq!(settings.max_queue, 200);
+    let temporary = settings.temporary_directory.as_ref().unwrap();
+    assert_eq!(temporary.value, Path::new("/var/tmp"));
+    assert_eq!(settings.warnings, [""; 0]);
+    assert_eq!(settings.bound(), Duration::from_secs(1));
+}
+
+#[test]
+fn a_file_size_of_zero_is_unlimited() {
+    assert_eq!(with("OnAccessMaxFileSize 0").max_file_size, u64::MAX);
+}
+
+#[test]
+fn the_bound_counts_every_try() {
+    assert_eq!(with("").bound(), Duration::from_secs(5));
+    assert_eq!(
+        with("OnAccessRetryAttempts 2").bound(),
+        Duration::from_secs(15)
+    );
+    let longest = with("OnAccessCurlTimeout 99999999999\nOnAccessRetryAttempts 999").bound();
+    // poll(2) and friends take 31 bits of milliseconds.
+    assert!(longest.as_millis() <= i32::MAX as u128);
+}
+
+#[test]
+fn without_a_socket_nothing_goes() {
+    assert_eq!(
+        read("OnAccessIncludePath /home").unwrap_err().to_string(),
+        "f: LocalSocket: the option is missing; set it to clamd's socket, for example LocalSocket /run/clamav/clamd.ctl"
+    );
+    for tcp in ["TCPSocket 3310\nTCPAddr ::1", "TCPAddr localhost"] {
+        let message = read(&format!("OnAccessIncludePath /home\n{tcp}"))
+            .unwrap_err()
+            .to_string();
+        assert!(message.starts_with("f:2: TCP"), "{message}");
+        assert!(message.contains("over LocalSocket only, not over TCP; add a LocalSocket line"));
+    }
+    // With both, the local socket is used, as clamonacc does.
+    assert_eq!(with("TCPSocket 3310").warnings, [""; 0]);
+}
+
+#[test]
+fn the_socket_must_be_usable() {
+    assert!(
+        read("LocalSocket clamd.ctl\n")
+            .unwrap_err()
+            .to_string()
+            .starts_with(
+                "f:1: LocalSocket: 'clamd.ctl' is not an absolute path; write the whole path"
+            )
+    );
+    let of_length = |length: usize| {
+        let path = format!("/{}", "x".repeat(length - 1));
+        read(&format!("LocalSocket {path}\nOnAccessIncludePath /home"))
+    };
+    assert!(of_length(107).is_ok());
+    let message = of_length(108).unwrap_err().to_string();
+    assert!(message.ends_with(
+        "is not short enough for a socket; choose a path of at most 107 bytes, for clamd too"
+    ));
+}
+
+#[test]
+fn watching_nothing_is_an_error() {
+    assert_eq!(
+        read("LocalSocket /s").unwrap_err().to_string(),
+        "f: OnAccessIncludePath: the option is missing, so nothing would be protected; name a directory, for example OnAccessIncludePath /home"
+    );
+}
+
+#[test]
+fn paths_must_be_absolute() {
+    for option in ["OnAccessIncludePath", "OnAccessMountPath"] {
+        assert_eq!(
+            error_with(&format!("{option} home")),
+            format!(
+                "f:3: {option}: 'home' is not an absolute path; write the whole path, from / on"
+            )
+        );
+    }
+}
+
+#[test]
+fn mount_paths_are_watched_as_trees() {
+    let settings = read("LocalSocket /s\nOnAccessMountPath /mnt\n").unwrap();
+    assert_eq!(paths(&settings.include_paths), ["/mnt"]);
+    assert_eq!(settings.mount_paths, settings.include_paths);
+    assert_eq!(settings.warnings.len(), 1);
+    assert!(settings.warnings[0].starts_with(
+        "f:2: OnAccessMountPath: taken as OnAccessIncludePath: /mnt is watched with everything below it, not the whole mount"
+    ));
+    // Beside an include path they are watched too: what is named is protected.
+    let both = with("OnAccessMountPath /mnt");
+    assert_eq!(paths(&both.include_paths), ["/home", "/mnt"]);
+    assert_eq!(paths(&both.mount_paths), ["/mnt"]);
+}
+
+#[test]
+fn regular_expressions_are_not_supported() {
+    let message = error_with("OnAccessExcludePath ^/home/x$");
+    assert!(message.starts_with("f:3: OnAccessExcludePath: '^/home/x$' is not an absolute path; "));
+    assert!(message.ends_with("this version does not support regular expressions"));
+    // This one may be a path, and excludes less, not more, if it is none.
+    let settings = with("OnAccessExcludePath /home/.*/cache");
+    assert_eq!(paths(&settings.exclude_paths), ["/home/.*/cache"]);
+    assert!(settings.warnings[0].contains("taken as the path of a directory"));
+    assert!(with("OnAccessExcludePath /home/a.b-c").warnings.is_empty());
+}
+
+#[test]
+fn root_is_excluded_by_its_own_option_only() {
+    let settings = with("OnAccessExcludeUID 0\nOnAccessExcludeUID 7");
+    assert_eq!(settings.excluded_uids, [7]);
+    assert_eq!(
+        settings.warnings,
+        ["f:3: OnAccessExcludeUID: 0 is ignored; to exclude root set OnAccessExcludeRootUID yes"]
+    );
+    assert_eq!(with("OnAccessExcludeRootUID yes").excluded_uids, [0]);
+    assert!(with("OnAccessExcludeRootUID no").excluded_uids.is_empty());
+}
+
+#[test]
+fn uids_have_32_bits_and_one_is_taken() {
+    let settings = with("OnAccessExcludeUID 4294967294");
+    assert_eq!(settings.excluded_uids, [u32::MAX - 1]);
+    for uid in ["4294967295", "4294967296", "4294968296"] {
+        assert_eq!(
+            error_with(&format!("OnAccessExcludeUID {uid}")),
+            format!("f:3: OnAccessExcludeUID: {uid} is too large; write at most 4294967294")
+        );
+    }
+}
+
+#[test]
+fn user_names_are_text() {
+    let bytes = [BASE.as_bytes(), b"OnAccessExcludeUname \xff\n"].concat();
+    let message = Settings::from_bytes(&bytes, Path::new("f"))
+        .unwrap_err()
+        .to_string();
+    assert!(message.starts_with("f:3: OnAccessExcludeUname: "));
+    assert!(message.ends_with("give the uid with OnAccessExcludeUID"));
+}
+
+#[test]
+fn zero_limits_give_the_default() {
+    let settings = with("OnAccessCurlTimeout 0\nOnAccessMaxThreads 0");
+    assert_eq!(settings.try_timeout, Duration::from_secs(5));
+    assert_eq!(settings.max_scans, 5);
+    assert_eq!(
+        settings.warnings,
+        [
+            "f:3: OnAccessCurlTimeout: 0 would stop all scans, the default 5000 is used; write 1 or more",
+            "f:4: OnAccessMaxThreads: 0 would stop all scans, the default 5 is used; write 1 or more",
+        ]
+    );
+}
+
+#[test]
+fn large_limits_are_cut() {
+    let settings = with(
+        "OnAccessCurlTimeout 99999999999\nOnAccessMaxThreads 99999999999\nOnAccessRetryAttempts 256",
+    );
+    assert_eq!(settings.try_timeout, Duration::from_hours(1));
+    assert_eq!(settings.max_scans, 1024);
+    assert_eq!(settings.retries, 255);
+    assert_eq!(settings.warnings.len(), 3);
+    assert!(settings.warnings.contains(
+        &"f:5: OnAccessRetryAttempts: 256 is too large, 255 is used; write at most 255".to_owned()
+    ));
+    assert!(with("OnAccessRetryAttempts 255").warnings.is_empty());
+}
+
+#[test]
+fn clamd_limits_are_taken_as_far_as_they_are_of_use() {
+    let settings = with("ReadTimeout 0\nMaxQueue 0");
+    assert_eq!(settings.read_timeout, Duration::from_mins(2));
+    assert_eq!(settings.max_queue, 100);
+    let settings = with("ReadTimeout 99999999999\nMaxQueue 99999999999");
+    assert_eq!(settings.read_timeout, Duration::from_hours(24));
+    assert_eq!(settings.max_queue, 1 << 20);
+    assert!(settings.warnings.is_empty());
+}
+
+#[test]
+fn what_is_not_done_yet_is_said() {
+    let settings = with("OnAccessExtraScanning yes\nOnAccessDisableDDD yes");
+    assert!(settings.extra_scanning && settings.disable_ddd);
+    assert_eq!(settings.warnings.len(), 2);
+    assert!(
+        settings.warnings[0]
+            .starts_with("f:3: OnAccessExtraScanning: this version does not act on it yet: ")
+    );
+    assert!(
+        settings.warnings[1]
+            .starts_with("f:4: OnAccessDisableDDD: this version does not act on it yet: ")
+    );
+    let settings = with("OnAccessExtraScanning no\nOnAccessDisableDDD no");
+    assert!(settings.warnings.is_empty());
+}
+
+#[test]
+fn a_relative_temporary_directory_is_ignored() {
+    let settings = with("TemporaryDirectory tmp");
+    assert_eq!(settings.temporary_directory, None);
+    assert!(settings.warnings[0].contains("'tmp' is not an absolute path, ignored"));
+}
+
+#[test]
+fn warnings_of_the_parser_come_first() {
+    let settings = with("OnAccessExcludeUID 0\nScanOnAccess yes");
+    assert_eq!(
+        settings.warnings[0],
+        "Ignoring deprecated option ScanOnAccess at f:4"
+    );
+    assert_eq!(settings.warnings.len(), 2);
+}
+
+#[test]
+fn paths_keep_their_bytes() {
+    let bytes = b"LocalSocket /s\nOnAccessIncludePath \"/\xff #\"\n";
+    let settings = Settings::from_bytes(bytes, Path::new("f")).unwrap();
+    let path = settings.include_paths[0].value.as_os_str();
+    assert_eq!(path, OsStr::from_bytes(b"/\xff #"));
+}
+
+#[test]
+fn files_are_loaded() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("clamd.conf");
+    std::fs::write(&file, BASE).unwrap();
+    let settings = Settings::load(&file).unwrap();
+    assert_eq!(settings.local_socket.file, file);
+
+    let missing = directory.path().join("missing");
+    let message = Settings::load(&missing).unwrap_err().to_string();
+    assert!(message.starts_with(&format!(
+        "{}: cannot read the configuration: No such file",
+        missing.display()
+    )));
+    assert!(message.ends_with("name another file with --config-file=FILE"));
+    // A directory opens, but does not read.
+    assert!(Settings::load(directory.path()).is_err());
+}
+
+proptest! {
+    #[test]
+    fn limits_hold_for_any_number(timeout: u64, retries: u64, scans: u64, queue: u64, read_timeout: u64) {
+        let settings = with(&format!(
+            "OnAccessCurlTimeout {timeout}\nOnAccessRetryAttempts {retries}\n\
+             OnAccessMaxThreads {scans}\nMaxQueue {queue}\nReadTimeout {read_timeout}"
+        ));
+        prop_assert!(settings.bound() > Duration::ZERO);
+        prop_assert!(settings.bound().as_millis() <= i32::MAX as u128);
+        prop_assert!((1..=1024).contains(&settings.max_scans));
+        prop_assert!(settings.max_queue >= 1 && settings.read_timeout >= Duration::from_secs(1));
+    }
+
+    #[test]
+    fn never_panics(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        let bytes = [BASE.as_bytes(), &bytes].concat();
+        let _ = Settings::from_bytes(&bytes, Path::new("f"));
+    }
+}

@@ -1,0 +1,9 @@
+//! Which marks stand where, and why.
+//!
+//! `paths` turns configured paths into real ones, `filesystems` keeps a mark on
+//! each filesystem in scope, `keeper` keeps the clean marks honest. Must not:
+//! answer an opener.
+
+pub mod filesystems;
+pub mod keeper;
+pub mod paths;

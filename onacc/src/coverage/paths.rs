@@ -1,0 +1,88 @@
+//! Configured paths into real ones: symlinks resolved, what is missing kept.
+//!
+//! Runs before any mark is placed, or on the agent's own threads. Must not:
+//! give up because of one path. Tested here.
+
+use std::path::{Component, Path, PathBuf};
+
+/// A configured path, resolved as far as it exists.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resolved {
+    /// Absolute, without symlinks in the part that exists.
+    pub path: PathBuf,
+    /// Whether all of it exists.
+    pub exists: bool,
+}
+
+/// Resolves the longest part that exists and keeps the rest as it is written.
+///
+/// # Errors
+/// The part that should exist cannot be looked at (a loop of symlinks, no
+/// permission).
+pub fn resolve(path: &Path) -> std::io::Result<Resolved> {
+    let path = without_dots(path);
+    let mut missing = Vec::new();
+    let mut existing = path.as_path();
+    loop {
+        match existing.canonicalize() {
+            Ok(mut real) => {
+                real.extend(missing.iter().rev());
+                return Ok(Resolved {
+                    path: real,
+                    exists: missing.is_empty(),
+                });
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                let (Some(parent), Some(name)) = (existing.parent(), existing.file_name()) else {
+                    return Err(error);
+                };
+                missing.push(name.to_owned());
+                existing = parent;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Takes out `.` and doubled slashes; `..` stays for the kernel to judge.
+fn without_dots(path: &Path) -> PathBuf {
+    path.components()
+        .filter(|component| !matches!(component, Component::CurDir))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_are_resolved_and_missing_tails_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = dir.path().canonicalize().unwrap();
+        std::fs::create_dir(base.join("real")).unwrap();
+        std::os::unix::fs::symlink(base.join("real"), base.join("link")).unwrap();
+        assert_eq!(
+            resolve(&base.join("link")).unwrap(),
+            Resolved {
+                path: base.join("real"),
+                exists: true
+            }
+        );
+        assert_eq!(
+            resolve(&base.join("link/./a//b/")).unwrap(),
+            Resolved {
+                path: base.join("real/a/b"),
+                exists: false
+            }
+        );
+        assert_eq!(resolve(Path::new("/.")).unwrap().path, Path::new("/"));
+    }
+
+    #[test]
+    fn a_loop_of_links_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("loop");
+        std::os::unix::fs::symlink(&path, &path).unwrap();
+        assert!(resolve(&path).is_err());
+    }
+}

@@ -1,0 +1,102 @@
+//! Counters: one relaxed addition each, printed at exit and on SIGUSR1.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A number that only grows.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds one.
+    pub fn up(&self) {
+        self.add(1);
+    }
+
+    /// Adds `n`.
+    pub fn add(&self, n: u64) {
+        self.0.fetch_add(n, Ordering::Relaxed);
+    }
+
+    /// The value.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+macro_rules! counters {
+    ($($(#[doc = $doc:literal])+ $name:ident),+ $(,)?) => {
+        /// All counters of the agent.
+        #[derive(Debug, Default)]
+        pub struct Counters {
+            $($(#[doc = $doc])+ pub $name: Counter),+
+        }
+
+        impl Counters {
+            /// Names and values, in the order of an event's way.
+            pub fn list(&self) -> Vec<(&'static str, u64)> {
+                vec![$((stringify!($name), self.$name.get())),+]
+            }
+        }
+    };
+}
+
+counters! {
+    /// Events read from fanotify.
+    events,
+    /// Events that the kernel dropped because its queue was full (notify-only).
+    queue_overflows,
+    /// Let through: a thread of the agent itself.
+    own_thread,
+    /// Let through: clamd or a process that clamd started.
+    scanner,
+    /// Let through: excluded uid or user name.
+    excluded_uid,
+    /// Let through: not a regular file.
+    not_regular,
+    /// Let through: out of scope.
+    out_of_scope,
+    /// Let through: larger than OnAccessMaxFileSize.
+    too_large,
+    /// Let through: empty.
+    empty,
+    /// Handed over to be scanned.
+    scans,
+    /// Verdict: clean.
+    clean,
+    /// Verdict: infected.
+    infected,
+    /// clamd could not scan the file.
+    scan_errors,
+    /// No verdict within the bound.
+    timeouts,
+    /// clamd could not be reached.
+    unreachable,
+    /// Answered by the fail policy because clamd gives no sign of life.
+    stalled,
+    /// Verdicts that came after the opener had been answered by the fail policy.
+    late_verdicts,
+    /// Scans sent again.
+    retries,
+    /// Sessions with clamd that were opened.
+    sessions,
+    /// Times that the reader found no room in the fd budget.
+    budget_waits,
+    /// Clean marks placed.
+    marks_placed,
+    /// Clean verdicts that got no mark: the file has writers.
+    unmarked_writers,
+    /// Clean verdicts that got no mark: the file changed too recently.
+    unmarked_young,
+    /// Clean verdicts that got no mark: the file changed during the scan.
+    unmarked_changed,
+    /// Clean verdicts that got no mark: the kernel or the filesystem refused.
+    unmarked_refused,
+    /// Clean marks taken away because the file was being changed.
+    marks_dropped_dirty,
+    /// Clean marks taken away to make room.
+    marks_dropped_room,
+    /// Times that all clean marks were taken away.
+    marks_flushed,
+    /// Log lines lost because the log could not take them.
+    log_lines_lost,
+}

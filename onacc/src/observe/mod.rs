@@ -1,0 +1,8 @@
+//! What the agent tells of itself: log lines, counters, heartbeats.
+//!
+//! Must not: make a thread on the hot path wait. A log line is a message to the
+//! logger thread, a counter a relaxed addition.
+
+pub mod counters;
+pub mod heartbeat;
+pub mod log;

@@ -1,0 +1,203 @@
+//! The decisions: plain functions of plain data.
+//!
+//! Owns: who is excluded, what is in scope, which file needs a scan, which
+//! clean marks are remembered. Must not: make a system call, read a clock, or
+//! use `unsafe` (invariant 11). Tested beside each function.
+
+mod marks;
+mod scope;
+
+use std::sync::Arc;
+
+use std::collections::HashMap;
+
+use crate::kernel::file::{FileStat, FilesystemKind};
+use crate::kernel::mounts::MountTable;
+
+pub use marks::{MarkTable, Remembered};
+pub use scope::{Scope, Side};
+
+/// Everything that the reader needs to decide. Replaced as a whole, so that a
+/// decision never sees half of a change.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    /// Which places are protected.
+    pub scope: Arc<Scope>,
+    /// The mounts that the scope was built from.
+    pub mounts: Arc<MountTable>,
+    /// Effective uids whose opens are not scanned.
+    pub excluded_uids: Vec<u32>,
+    /// Larger files are not scanned; bytes.
+    pub max_file_size: u64,
+    /// What the watched filesystems are.
+    pub kinds: Arc<HashMap<u32, FilesystemKind>>,
+    /// Whether every store into a file of an ext filesystem is seen: the eBPF
+    /// program is in force.
+    pub stores_are_seen: bool,
+}
+
+/// Why an open goes on without a scan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unscanned {
+    /// A thread of the agent itself.
+    OwnThread,
+    /// clamd, or a process that clamd started.
+    Scanner,
+    /// The opener's effective uid is excluded.
+    ExcludedUid,
+    /// Not a regular file.
+    NotRegular,
+    /// Not under an include path, or nearer to an exclude path.
+    OutOfScope,
+    /// Larger than `OnAccessMaxFileSize`.
+    TooLarge,
+    /// Nothing in it to scan.
+    Empty,
+}
+
+impl Policy {
+    /// By the opener. `euid` is `None` where it could not be told: then nobody
+    /// is excluded by uid.
+    pub fn by_opener(&self, euid: Option<u32>) -> Option<Unscanned> {
+        self.excluded_uids
+            .contains(&euid?)
+            .then_some(Unscanned::ExcludedUid)
+    }
+
+    fn kind(&self, stat: &FileStat) -> FilesystemKind {
+        let kind = self.kinds.get(&stat.key.dev);
+        kind.copied().unwrap_or(FilesystemKind::Foreign)
+    }
+
+    /// By what the file is. A size of 0 means that there is nothing to scan
+    /// where the filesystem keeps its bytes here (procfs, FUSE: not so).
+    pub fn by_file(&self, stat: &FileStat) -> Option<Unscanned> {
+        let sizes_are_true = self.kind(stat) != FilesystemKind::Foreign;
+        if !stat.regular {
+            Some(Unscanned::NotRegular)
+        } else if stat.size > self.max_file_size {
+            Some(Unscanned::TooLarge)
+        } else if stat.size == 0 && sizes_are_true {
+            Some(Unscanned::Empty)
+        } else {
+            None
+        }
+    }
+
+    /// Whether a clean verdict on this file may become a clean mark: nothing can
+    /// be stored into it without the mark going.
+    pub fn may_mark(&self, stat: &FileStat) -> bool {
+        match self.kind(stat) {
+            FilesystemKind::Ext => self.stores_are_seen,
+            FilesystemKind::ReadOnly => true,
+            FilesystemKind::Local | FilesystemKind::Foreign => false,
+        }
+    }
+
+    /// By where the file is. `path` is what the kernel calls the opened file,
+    /// `None` if it could not say. What cannot be placed is scanned: a mount of
+    /// another namespace, a path longer than `PATH_MAX`.
+    pub fn by_place(&self, stat: &FileStat, path: Option<&[u8]>) -> Option<Unscanned> {
+        let mount = self.mounts.get(stat.mount)?;
+        let side = self.scope.side_of_opened(mount, path?)?;
+        (side == Side::Outside).then_some(Unscanned::OutOfScope)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use onacc_common::{ChangeTime, InodeKey};
+
+    fn policy() -> Policy {
+        let mounts = MountTable::parse(b"9 1 8:1 / / rw - ext4 /dev/a rw\n");
+        let scope = Scope::build(&["/in".into()], &["/in/out".into()], &mounts);
+        Policy {
+            scope: Arc::new(scope),
+            mounts: Arc::new(mounts),
+            excluded_uids: vec![0, 1000],
+            max_file_size: 100,
+            kinds: Arc::new(HashMap::from([(
+                onacc_common::kernel_dev(8, 1),
+                FilesystemKind::Ext,
+            )])),
+            stores_are_seen: true,
+        }
+    }
+
+    fn stat(size: u64) -> FileStat {
+        FileStat {
+            key: InodeKey::new(8, 1, 5),
+            size,
+            modified: 0,
+            changed: ChangeTime::new(1, 1),
+            mount: 9,
+            regular: true,
+            links: 1,
+        }
+    }
+
+    #[test]
+    fn uids_match_exactly_and_an_unknown_opener_is_not_excluded() {
+        let policy = policy();
+        assert_eq!(policy.by_opener(Some(1000)), Some(Unscanned::ExcludedUid));
+        assert_eq!(policy.by_opener(Some(0)), Some(Unscanned::ExcludedUid));
+        assert_eq!(policy.by_opener(Some(100)), None);
+        assert_eq!(policy.by_opener(Some(10_001)), None);
+        assert_eq!(policy.by_opener(None), None);
+    }
+
+    #[test]
+    fn size_limits_are_inclusive_and_emptiness_counts_where_sizes_are_true() {
+        let policy = policy();
+        assert_eq!(policy.by_file(&stat(100)), None);
+        assert_eq!(policy.by_file(&stat(101)), Some(Unscanned::TooLarge));
+        assert_eq!(policy.by_file(&stat(0)), Some(Unscanned::Empty));
+        let elsewhere = FileStat {
+            key: InodeKey::new(0, 99, 5),
+            ..stat(0)
+        };
+        assert_eq!(policy.by_file(&elsewhere), None);
+        let directory = FileStat {
+            regular: false,
+            ..stat(5)
+        };
+        assert_eq!(
+            policy.by_file(&directory),
+            Some(Unscanned::NotRegular)
+        );
+    }
+
+    #[test]
+    fn marks_need_a_filesystem_whose_stores_are_seen() {
+        let mut policy = policy();
+        assert!(policy.may_mark(&stat(5)));
+        let elsewhere = FileStat {
+            key: InodeKey::new(0, 99, 5),
+            ..stat(5)
+        };
+        assert!(!policy.may_mark(&elsewhere));
+        policy.stores_are_seen = false;
+        assert!(!policy.may_mark(&stat(5)));
+    }
+
+    #[test]
+    fn what_cannot_be_placed_is_scanned() {
+        let policy = policy();
+        let foreign = FileStat {
+            mount: 77,
+            ..stat(5)
+        };
+        assert_eq!(policy.by_place(&foreign, Some(b"/elsewhere")), None);
+        assert_eq!(policy.by_place(&stat(5), None), None);
+        assert_eq!(
+            policy.by_place(&stat(5), Some(b"/elsewhere")),
+            Some(Unscanned::OutOfScope)
+        );
+        assert_eq!(policy.by_place(&stat(5), Some(b"/in/f")), None);
+        assert_eq!(
+            policy.by_place(&stat(5), Some(b"/in/out/f")),
+            Some(Unscanned::OutOfScope)
+        );
+    }
+}

@@ -1,0 +1,31 @@
+//! From an event that needs a verdict to its answer: order, limits, deadlines.
+//!
+//! `book` keeps the jobs (pure), `service` is the thread that speaks with clamd
+//! and answers. Must not: place marks (`coverage/`) or write logs on the way to
+//! an answer (invariant 3).
+
+mod book;
+mod service;
+
+use std::time::Instant;
+
+use crate::kernel::fanotify::PendingEvent;
+use crate::kernel::file::FileStat;
+
+pub use book::Book;
+pub use service::{Limits, Links, Service};
+
+/// An event on its way to clamd.
+#[derive(Debug)]
+pub struct ScanJob {
+    /// The event, with the file and the answer that is owed.
+    pub event: PendingEvent,
+    /// The path as the kernel gave it, for the log; empty if it gave none.
+    pub path: Vec<u8>,
+    /// The file, before anything of it was scanned.
+    pub stat: FileStat,
+    /// Whether a clean verdict may become a clean mark.
+    pub markable: bool,
+    /// When the reader saw the event.
+    pub arrived: Instant,
+}

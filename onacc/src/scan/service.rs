@@ -1,0 +1,440 @@
+//! The thread that speaks with clamd and answers the openers.
+//!
+//! One loop, no lock, no wait but in `poll(2)`: takes jobs in, hands files to
+//! clamd, answers as replies come, and at the deadline answers by the fail
+//! policy. Answers first; marks, log and counters of it come after (invariant
+//! 3). Must not: place marks or open a file. Tested by `tests/`.
+
+use std::collections::VecDeque;
+use std::os::fd::AsFd as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::poll::PollFlags;
+
+use super::book::{Book, Due};
+use super::ScanJob;
+use crate::clamd::protocol::Reply;
+use crate::clamd::{ConnectError, Received, Sent, Session, SessionError};
+use crate::coverage::keeper::{CleanFile, KeeperMessage};
+use crate::intake::ScannerIdentity;
+use crate::kernel::fanotify::{Answer, WriterProbe};
+use crate::kernel::wake::{Mailbox, sleep};
+use crate::observe::counters::Counters;
+use crate::observe::heartbeat::Heartbeat;
+use crate::respond::report::{self, Failure, FailureLines};
+
+/// First pause after a failed connection; doubled up to [`LONGEST_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// Silence, with scans under way, after which clamd is asked for a sign of life.
+const SILENCE: Duration = Duration::from_millis(500);
+
+/// What the settings allow.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// clamd's socket.
+    pub socket: PathBuf,
+    /// The bound: no opener waits longer.
+    pub bound: Duration,
+    /// Further tries after a failed one.
+    pub retries: u32,
+    /// Scans under way at a time.
+    pub max_scans: usize,
+    /// What a failure becomes.
+    pub on_failure: Answer,
+    /// Longest time without a command that clamd suffers.
+    pub read_timeout: Duration,
+}
+
+/// Whom the service speaks with.
+pub struct Links {
+    /// Jobs from the reader.
+    pub jobs: Mailbox<ScanJob>,
+    /// Clean files for the keeper of marks.
+    pub keeper: Mailbox<KeeperMessage>,
+    /// Told clamd's process id.
+    pub scanner: Arc<ScannerIdentity>,
+    /// Counts.
+    pub counters: Arc<Counters>,
+    /// Asked whether a file has writers.
+    pub writers: WriterProbe,
+    /// Shows that the loop goes round.
+    pub heartbeat: Heartbeat,
+    /// Set when the loop is to end.
+    pub stop: Arc<std::sync::atomic::AtomicBool>,
+}
+
+/// State of the loop.
+pub struct Service {
+    limits: Limits,
+    links: Links,
+    book: Book<ScanJob>,
+    session: Option<Session>,
+    /// No connection is tried before.
+    next_connect: Instant,
+    pause: Duration,
+    /// The last failed connection was reported; one line an outage.
+    outage_reported: bool,
+    /// When clamd last sent anything, or had nothing to do.
+    last_sign: Instant,
+    /// An opener's time ran out while clamd gave no sign of life.
+    stalled: bool,
+    /// What is done after the answers.
+    after: VecDeque<After>,
+    failures: FailureLines,
+}
+
+enum After {
+    Clean(CleanFile),
+    Infected { job: ScanJob, signature: String, late: bool },
+    Failed { path: Vec<u8>, failure: Failure },
+}
+
+impl Service {
+    /// A service that has not begun.
+    pub fn new(limits: Limits, links: Links) -> Self {
+        let now = Instant::now();
+        Self {
+            book: Book::new(limits.max_scans),
+            limits,
+            links,
+            session: None,
+            next_connect: now,
+            pause: FIRST_PAUSE,
+            outage_reported: false,
+            last_sign: now,
+            stalled: false,
+            after: VecDeque::new(),
+            failures: FailureLines::default(),
+        }
+    }
+
+    /// Runs until told to stop; every job that is left is then answered by the
+    /// fail policy, as its event is dropped.
+    pub fn run(mut self) {
+        let mut incoming = Vec::new();
+        while !self.links.stop.load(std::sync::atomic::Ordering::Acquire) {
+            self.links.heartbeat.beat();
+            self.links.jobs.drain(&mut incoming);
+            let now = Instant::now();
+            for job in incoming.drain(..) {
+                self.take_in(job, now);
+            }
+            self.receive();
+            self.pump(Instant::now());
+            self.expire(Instant::now());
+            self.ask_for_sign(Instant::now());
+            self.finish_up();
+            self.rest();
+        }
+    }
+
+    fn take_in(&mut self, job: ScanJob, now: Instant) {
+        if self.stalled {
+            // Whoever comes now would only wait for what the others waited in vain.
+            self.links.counters.stalled.up();
+            self.fail(job, Failure::Stalled);
+            return;
+        }
+        let deadline = job.arrived + self.limits.bound;
+        self.book.add(job, deadline.max(now), self.limits.retries);
+    }
+
+    /// Sends as many waiting jobs as there are places.
+    fn pump(&mut self, now: Instant) {
+        if !self.book.has_waiting() {
+            return;
+        }
+        if !self.connected(now) {
+            return;
+        }
+        if self.book.under_way() == 0 {
+            self.last_sign = now;
+        }
+        while let Some((token, job)) = self.book.next_to_send() {
+            let (Some(file), Some(session)) = (job.event.file(), self.session.as_mut()) else {
+                return;
+            };
+            if job.markable && !has_no_writers(&self.links.writers, file.as_fd()) {
+                job.markable = false;
+                self.links.counters.unmarked_writers.up();
+            }
+            match session.scan(file.as_fd(), token, now) {
+                Ok(Sent::Yes) => self.book.sent(token),
+                Ok(Sent::Full) => return,
+                Err(error) => return self.lose_session(&error, now),
+            }
+        }
+    }
+
+    /// Makes sure that there is a session; false: there is none for now.
+    fn connected(&mut self, now: Instant) -> bool {
+        if self.session.is_some() {
+            return true;
+        }
+        let try_now = now >= self.next_connect;
+        if try_now {
+            match Session::connect(&self.limits.socket, now) {
+                Ok(session) => {
+                    self.session = Some(session);
+                    self.last_sign = now;
+                    self.links.counters.sessions.up();
+                    return true;
+                }
+                Err(error) => self.connection_failed(&error, now),
+            }
+        }
+        for job in self.book.unreachable(try_now) {
+            self.links.counters.unreachable.up();
+            self.fail(job, Failure::Unreachable);
+        }
+        false
+    }
+
+    fn connection_failed(&mut self, error: &ConnectError, now: Instant) {
+        self.next_connect = now + self.pause;
+        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+        if !self.outage_reported {
+            self.outage_reported = true;
+            report::connection_failed(&self.limits.socket, error);
+        }
+    }
+
+    fn lose_session(&mut self, error: &SessionError, now: Instant) {
+        let proven = self.session.take().is_some_and(|old| old.has_replied());
+        self.links.scanner.forget();
+        self.stalled = false;
+        report::session_lost(error);
+        if !proven {
+            // Who closes at once is no clamd, or a dying one: not in a loop.
+            self.next_connect = now + self.pause;
+            self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+        }
+        let lost = self.book.session_lost();
+        self.links.counters.retries.add(lost.again);
+        for job in lost.failed {
+            self.links.counters.scan_errors.up();
+            self.fail(job, Failure::Scan("the session ended twice".into()));
+        }
+    }
+
+    fn receive(&mut self) {
+        let Some(mut session) = self.session.take() else {
+            return;
+        };
+        let mut received = Vec::new();
+        let result = session
+            .flush()
+            .and_then(|()| session.receive(|item| received.push(item)));
+        if !received.is_empty() {
+            self.last_sign = Instant::now();
+        }
+        if let Some(pid) = session.peer() {
+            self.links.scanner.learn(pid);
+        }
+        if self.stalled && !session.awaits_sign_of_life() {
+            self.stalled = false;
+            report::recovered();
+        }
+        self.session = Some(session);
+        for item in received {
+            match item {
+                Received::Scan(token, reply) => self.complete(token, reply),
+                Received::Version(version) => self.session_works(&version),
+            }
+        }
+        if let Err(error) = result {
+            self.lose_session(&error, Instant::now());
+        }
+    }
+
+    fn session_works(&mut self, version: &str) {
+        self.pause = FIRST_PAUSE;
+        report::connected(version, std::mem::take(&mut self.outage_reported));
+    }
+
+    fn complete(&mut self, token: u64, reply: Reply) {
+        if let Reply::Error(_) = reply
+            && self.book.retry(token)
+        {
+            self.links.counters.retries.up();
+            return;
+        }
+        let Some((mut job, late)) = self.book.done(token) else {
+            return;
+        };
+        if late {
+            self.links.counters.late_verdicts.up();
+        }
+        match reply {
+            Reply::Clean => {
+                job.event.answer(Answer::Allow);
+                self.links.counters.clean.up();
+                if job.markable
+                    && let Some(file) = job.event.into_file()
+                {
+                    let stat = job.stat;
+                    self.after.push_back(After::Clean(CleanFile { file, stat }));
+                }
+            }
+            Reply::Found(signature) => {
+                job.event.answer(Answer::Deny);
+                self.links.counters.infected.up();
+                self.after.push_back(After::Infected { job, signature, late });
+            }
+            Reply::Error(words) => {
+                self.links.counters.scan_errors.up();
+                self.fail(job, Failure::Scan(words));
+            }
+            Reply::Pong | Reply::Version(_) => {
+                self.links.counters.scan_errors.up();
+                self.fail(job, Failure::Scan("not an answer to a scan".into()));
+            }
+        }
+    }
+
+    /// Answers by the fail policy.
+    fn fail(&mut self, mut job: ScanJob, failure: Failure) {
+        let answer = self.failure_answer(job.event.tid());
+        job.event.answer(answer);
+        self.after.push_back(After::Failed {
+            path: std::mem::take(&mut job.path),
+            failure,
+        });
+    }
+
+    /// Under `OnAccessDenyOnError` clamd itself must still be able to start.
+    fn failure_answer(&self, tid: i32) -> Answer {
+        match self.limits.on_failure {
+            Answer::Deny if self.session.is_none() && self.links.scanner.looks_like_clamd(tid) => {
+                Answer::Allow
+            }
+            answer => answer,
+        }
+    }
+
+    fn expire(&mut self, now: Instant) {
+        let no_sign = self
+            .session
+            .as_ref()
+            .is_some_and(Session::awaits_sign_of_life);
+        loop {
+            let on_failure = self.limits.on_failure;
+            let (path, waiting) = match self.book.next_due(now) {
+                None => return,
+                Some(Due::Waiting(mut job)) => {
+                    job.event.answer(on_failure);
+                    (std::mem::take(&mut job.path), true)
+                }
+                Some(Due::UnderWay(job)) => {
+                    job.event.answer(on_failure);
+                    (job.path.clone(), false)
+                }
+            };
+            self.links.counters.timeouts.up();
+            let failure = Failure::Timeout(self.limits.bound);
+            self.after.push_back(After::Failed { path, failure });
+            if no_sign && !waiting && !self.stalled {
+                self.stalled = true;
+                report::stalled(self.limits.bound);
+            }
+        }
+    }
+
+    /// Pings a clamd that is silent though it has scans under way, and one that
+    /// would close an idle session.
+    fn ask_for_sign(&mut self, now: Instant) {
+        let (silence, keep_alive) = (self.silence(), self.keep_alive());
+        let Some(session) = &mut self.session else {
+            return;
+        };
+        if session.awaits_sign_of_life() {
+            return;
+        }
+        let silent = self.book.under_way() > 0 && now >= self.last_sign + silence;
+        let idle = now >= session.last_command() + keep_alive;
+        if (silent || idle)
+            && let Err(error) = session.ping(now)
+        {
+            self.lose_session(&error, now);
+        }
+    }
+
+    fn silence(&self) -> Duration {
+        SILENCE.min(self.limits.bound / 4)
+    }
+
+    fn keep_alive(&self) -> Duration {
+        (self.limits.read_timeout / 4).clamp(Duration::from_secs(1), Duration::from_secs(30))
+    }
+
+    /// What may take its time: nobody waits for it.
+    fn finish_up(&mut self) {
+        while let Some(after) = self.after.pop_front() {
+            match after {
+                After::Clean(clean) => self.links.keeper.send(KeeperMessage::Clean(clean)),
+                After::Infected {
+                    job,
+                    signature,
+                    late,
+                } => report::infected(&job, &signature, late),
+                After::Failed { path, failure } => {
+                    self.failures
+                        .report(&path, &failure, self.limits.on_failure);
+                }
+            }
+        }
+    }
+
+    fn wake_at(&self) -> Option<Instant> {
+        let mut times = [None; 4];
+        times[0] = self.book.next_deadline();
+        if let Some(session) = &self.session {
+            if !session.awaits_sign_of_life() {
+                times[1] = Some(session.last_command() + self.keep_alive());
+                if self.book.under_way() > 0 {
+                    times[2] = Some(self.last_sign + self.silence());
+                }
+            }
+        } else if self.book.has_waiting() {
+            times[3] = Some(self.next_connect);
+        }
+        times.into_iter().flatten().min()
+    }
+
+    fn rest(&mut self) {
+        if !self.links.jobs.begin_sleep() {
+            return;
+        }
+        self.links.heartbeat.rest();
+        let until = self.wake_at();
+        let waker = self.links.jobs.waker().clone();
+        let wake = (waker.as_fd(), PollFlags::POLLIN);
+        let notified = if let Some(session) = &self.session {
+            let mut flags = PollFlags::POLLIN;
+            if session.wants_to_write() {
+                flags |= PollFlags::POLLOUT;
+            }
+            sleep([wake, (session.as_fd(), flags)], until).map(|[notified, _]| notified)
+        } else {
+            sleep([wake], until).map(|[notified]| notified)
+        };
+        match notified {
+            Ok(notified) => self.links.jobs.end_sleep(notified),
+            // poll(2) fails for want of memory alone; the loop must not spin on it.
+            Err(error) => {
+                tracing::error!("onacc: {error}");
+                std::thread::sleep(Duration::from_millis(10));
+                self.links.jobs.end_sleep(true);
+            }
+        }
+    }
+}
+
+/// A clean verdict is worth a mark only if nobody could store into the file,
+/// unseen, through a mapping made before the scan began.
+fn has_no_writers(probe: &WriterProbe, file: std::os::fd::BorrowedFd<'_>) -> bool {
+    probe.has_writers(file).is_ok_and(|writers| !writers)
+}
