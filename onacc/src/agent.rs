@@ -121,9 +121,8 @@ fn try_run(cli: &Cli) -> Result<(), AgentError> {
     for warning in &settings.warnings {
         tracing::warn!("{warning}");
     }
-    let result = Agent::start(cli, settings, open_files, Arc::clone(&counters)).and_then(|agent| {
-        agent.keep_house(signals, readiness)
-    });
+    let result = Agent::start(cli, settings, open_files, Arc::clone(&counters))
+        .and_then(|agent| agent.keep_house(signals, readiness));
     if let Err(error) = &result {
         tracing::debug!("onacc: ending: {error}");
     }
@@ -304,7 +303,11 @@ impl Agent {
             settings.bound().as_millis(),
             settings.try_timeout.as_millis(),
             settings.retries + 1,
-            if settings.deny_on_error { "denied" } else { "allowed" }
+            if settings.deny_on_error {
+                "denied"
+            } else {
+                "allowed"
+            }
         );
         let mode = if settings.prevention {
             "infected files cannot be opened (OnAccessPrevention yes)"
@@ -348,7 +351,9 @@ impl Agent {
                             self.stop();
                             return Ok(());
                         }
-                        Request::Counters => self.say_counters(),
+                        Request::Counters => {
+                            say_counters(&self.counters, self.filter_counters.as_deref());
+                        }
                         Request::Nothing => {}
                     }
                 }
@@ -409,20 +414,6 @@ impl Agent {
         }
     }
 
-    fn say_counters(&self) {
-        for (name, value) in self.counters.list() {
-            tracing::info!("onacc: counter: {name} {value}");
-        }
-        if let Some(counters) = &self.filter_counters {
-            for (counter, name) in onacc_common::Counter::ALL {
-                match counters.get(counter) {
-                    Ok(value) => tracing::info!("onacc: counter: bpf_{name} {value}"),
-                    Err(error) => tracing::warn!("onacc: counter bpf_{name}: {error}"),
-                }
-            }
-        }
-    }
-
     /// Ends the threads in the order of an event's way, then closes the group,
     /// which lets go whoever still waits.
     fn stop(self) {
@@ -435,11 +426,23 @@ impl Agent {
         wait_for(self.threads.service, until);
         self.keeper.send(KeeperMessage::Stop);
         wait_for(self.threads.keeper, until);
+        // Closes the group.
         drop(self.filesystems);
-        for (name, value) in self.counters.list() {
-            tracing::info!("onacc: counter: {name} {value}");
-        }
+        say_counters(&self.counters, self.filter_counters.as_deref());
         tracing::info!("Clamonacc: stopped");
+    }
+}
+
+fn say_counters(counters: &Counters, filter: Option<&FilterCounters>) {
+    for (name, value) in counters.list() {
+        tracing::info!("onacc: counter: {name} {value}");
+    }
+    let Some(filter) = filter else { return };
+    for (counter, name) in onacc_common::Counter::ALL {
+        match filter.get(counter) {
+            Ok(value) => tracing::info!("onacc: counter: bpf_{name} {value}"),
+            Err(error) => tracing::warn!("onacc: counter bpf_{name}: {error}"),
+        }
     }
 }
 
@@ -532,7 +535,8 @@ fn load_filter_plane(
         "filesystem marks; no evictable ignore marks (kernel before 5.19), so every open is an event"
     };
     tracing::info!("onacc: tier: fanotify: {marks} (probed)");
-    let without = "no kernel marks for files that anyone could map for writing; each open of them is scanned";
+    let without =
+        "no kernel marks for files that anyone could map for writing; each open of them is scanned";
     if mode == BpfMode::Off {
         tracing::info!("onacc: tier: eBPF: off (--bpf=off): {without}");
         return Ok(None);

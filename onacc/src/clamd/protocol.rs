@@ -167,14 +167,27 @@ mod tests {
 
     #[test]
     fn what_is_not_understood_is_never_clean() {
-        for text in ["", "fd[1]:", "fd[1]: ", "fd[1]: NOT OK", "OKAY", "fd[1]: OK FOUNDX"] {
+        for text in [
+            "",
+            "fd[1]:",
+            "fd[1]: ",
+            "fd[1]: NOT OK",
+            "OKAY",
+            "fd[1]: OK FOUNDX",
+        ] {
             assert!(matches!(reply(text), Reply::Error(_)), "{text:?}");
         }
     }
 
     #[test]
     fn a_record_without_number_ends_the_session() {
-        for bytes in [&b"COMMAND READ TIMED OUT"[..], b"UNKNOWN COMMAND", b"+1: OK", b": OK", b""] {
+        for bytes in [
+            &b"COMMAND READ TIMED OUT"[..],
+            b"UNKNOWN COMMAND",
+            b"+1: OK",
+            b": OK",
+            b"",
+        ] {
             assert!(parse_record(bytes).is_err(), "{bytes:?}");
         }
         assert!(parse_record(b"99999999999: OK").is_err());

@@ -128,7 +128,12 @@ pub fn open_filesystem(mounts: &MountTable, dev: u32) -> Option<(Mount, OwnedFd)
     mounts
         .iter()
         .filter(|mount| mount.dev == dev)
-        .find_map(|mount| Some((mount.clone(), open_checked(&mount.point, dev, OFlag::O_PATH)?)))
+        .find_map(|mount| {
+            Some((
+                mount.clone(),
+                open_checked(&mount.point, dev, OFlag::O_PATH)?,
+            ))
+        })
 }
 
 /// As [`open_filesystem`], but a real fd of a directory, which file handles need.

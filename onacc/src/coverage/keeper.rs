@@ -121,7 +121,7 @@ impl Keeper {
             counters.unmarked_young.up();
             return;
         }
-        if let Some((key, oldest)) = self.table.make_room() {
+        if let Some((key, oldest)) = self.table.make_room(clean.stat.key) {
             self.take_away(key, &oldest);
             counters.marks_dropped_room.up();
         }

@@ -132,7 +132,6 @@ impl FilterPlane {
 
     fn attach(mut self) -> Result<Self, BpfError> {
         let dirtied: &mut BtfTracePoint = self
-            
             .programs
             .program_mut("inode_dirtied")
             .expect("the object built with this agent has this program")

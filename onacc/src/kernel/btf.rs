@@ -237,7 +237,9 @@ mod tests {
                 strings
                     .windows(name.len() + 2)
                     .position(|window| {
-                        window[0] == 0 && window[1..=name.len()] == *name && window[name.len() + 1] == 0
+                        window[0] == 0
+                            && window[1..=name.len()] == *name
+                            && window[name.len() + 1] == 0
                     })
                     .unwrap()
                     + 1,
@@ -276,10 +278,7 @@ mod tests {
         assert_eq!(btf.offset("outer", &["y"]), Ok(8));
         assert_eq!(btf.offset("outer", &["x"]), Ok(12));
         assert_eq!(btf.offset("outer", &["b", "deep"]), Ok(24));
-        assert_eq!(
-            btf.offset_of_any("outer", &[&["gone"], &["b"]]),
-            Ok(16)
-        );
+        assert_eq!(btf.offset_of_any("outer", &[&["gone"], &["b"]]), Ok(16));
     }
 
     #[test]

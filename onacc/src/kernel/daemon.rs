@@ -70,4 +70,3 @@ pub fn background() -> Result<Readiness, SyscallError> {
         }
     }
 }
-

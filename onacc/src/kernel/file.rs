@@ -87,8 +87,7 @@ pub fn filesystem_kind(fd: impl AsFd) -> Result<FilesystemKind, SyscallError> {
     use nix::sys::statfs;
     const EROFS: i64 = 0xe0f5_e1e2;
     const SQUASHFS: i64 = 0x7371_7368;
-    let stat =
-        statfs::fstatfs(&fd).map_err(|errno| SyscallError::from_errno("fstatfs", errno))?;
+    let stat = statfs::fstatfs(&fd).map_err(|errno| SyscallError::from_errno("fstatfs", errno))?;
     let magic = stat.filesystem_type();
     Ok(if magic == statfs::EXT4_SUPER_MAGIC {
         FilesystemKind::Ext

@@ -7,8 +7,8 @@
 //! on the running kernel.
 
 pub mod accounts;
-pub mod btf;
 pub mod bpf;
+pub mod btf;
 pub mod daemon;
 pub mod fanotify;
 pub mod file;

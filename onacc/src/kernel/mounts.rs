@@ -150,8 +150,15 @@ fn path(field: &[u8]) -> PathBuf {
     let mut out = Vec::with_capacity(field.len());
     let mut rest = field;
     while let [first, tail @ ..] = rest {
-        if let ([b'\\'], [a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', after @ ..]) =
-            (&[*first], tail)
+        if let (
+            [b'\\'],
+            [
+                a @ b'0'..=b'3',
+                b @ b'0'..=b'7',
+                c @ b'0'..=b'7',
+                after @ ..,
+            ],
+        ) = (&[*first], tail)
         {
             out.push((a - b'0') * 64 + (b - b'0') * 8 + (c - b'0'));
             rest = after;
@@ -196,7 +203,10 @@ broken line\n";
         let place = table.place_of(Path::new("/mnt/bind/x")).unwrap();
         assert_eq!(place.dev, kernel_dev(0, 50));
         let place = table.place_of(Path::new("/srv/withblank")).unwrap();
-        assert_eq!((place.dev, place.path), (kernel_dev(254, 0), "/srv/withblank".into()));
+        assert_eq!(
+            (place.dev, place.path),
+            (kernel_dev(254, 0), "/srv/withblank".into())
+        );
         assert_eq!(table.place_of(Path::new("/")).unwrap().path, Path::new("/"));
     }
 

@@ -61,7 +61,8 @@ pub fn sleep<const N: usize>(
     let timeout = until.map_or(PollTimeout::NONE, |until| {
         let left = until.saturating_duration_since(Instant::now());
         // Rounded up: a timer that wakes before its time would spin.
-        let millis = u64::try_from((left + Duration::from_micros(999)).as_millis()).unwrap_or(u64::MAX);
+        let millis =
+            u64::try_from((left + Duration::from_micros(999)).as_millis()).unwrap_or(u64::MAX);
         PollTimeout::try_from(millis.min(60_000)).unwrap_or(PollTimeout::MAX)
     });
     match poll(&mut polled, timeout) {
@@ -191,8 +192,11 @@ mod tests {
         while got.len() < 20_000 && Instant::now() < deadline {
             mailbox.drain(&mut got);
             if got.len() < 20_000 && mailbox.begin_sleep() {
-                let [notified] =
-                    sleep([(mailbox.waker().as_fd(), PollFlags::POLLIN)], Some(deadline)).unwrap();
+                let [notified] = sleep(
+                    [(mailbox.waker().as_fd(), PollFlags::POLLIN)],
+                    Some(deadline),
+                )
+                .unwrap();
                 mailbox.end_sleep(notified);
             }
         }

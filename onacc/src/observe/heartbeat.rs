@@ -27,13 +27,15 @@ impl Heartbeat {
     /// A round begins (or the thread, in the middle of a long one, shows progress).
     pub fn beat(&self) {
         let now = self.rounds.load(Ordering::Relaxed);
-        self.rounds.store((now | 1).wrapping_add(2), Ordering::Relaxed);
+        self.rounds
+            .store((now | 1).wrapping_add(2), Ordering::Relaxed);
     }
 
     /// The thread goes to sleep until something is there to do.
     pub fn rest(&self) {
         let now = self.rounds.load(Ordering::Relaxed);
-        self.rounds.store((now | 1).wrapping_add(1), Ordering::Relaxed);
+        self.rounds
+            .store((now | 1).wrapping_add(1), Ordering::Relaxed);
     }
 }
 

@@ -57,9 +57,9 @@ impl<H: Copy> MarkTable<H> {
         serial
     }
 
-    /// Makes room for one more: the oldest entry, if the table is full. Its mark must go.
-    pub fn make_room(&mut self) -> Option<(InodeKey, Remembered<H>)> {
-        if self.entries.len() < self.capacity {
+    /// Makes room for `key`: the oldest entry, if the table is full. Its mark must go.
+    pub fn make_room(&mut self, key: InodeKey) -> Option<(InodeKey, Remembered<H>)> {
+        if self.entries.len() < self.capacity || self.contains(key) {
             return None;
         }
         self.pop_oldest()
@@ -120,12 +120,12 @@ mod tests {
     fn the_oldest_goes_first_and_a_renewed_one_is_young_again() {
         let mut table = MarkTable::new(2);
         for ino in [1, 2, 1] {
-            assert!(table.make_room().is_none());
+            assert!(table.make_room(key(ino)).is_none());
             let serial = table.new_serial();
             table.insert(key(ino), Remembered { serial, handle: () });
         }
         assert_eq!(table.len(), 2);
-        let (gone, _) = table.make_room().unwrap();
+        let (gone, _) = table.make_room(key(9)).unwrap();
         assert_eq!(gone, key(2));
     }
 
@@ -151,7 +151,7 @@ mod tests {
             for (ino, insert) in steps {
                 if insert {
                     // The keeper makes room first, as here.
-                    if let Some((gone, _)) = table.make_room() {
+                    if let Some((gone, _)) = table.make_room(key(ino)) {
                         prop_assert!(marked.remove(&gone).is_some());
                     }
                     let serial = table.new_serial();

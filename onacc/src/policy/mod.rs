@@ -162,10 +162,7 @@ mod tests {
             regular: false,
             ..stat(5)
         };
-        assert_eq!(
-            policy.by_file(&directory),
-            Some(Unscanned::NotRegular)
-        );
+        assert_eq!(policy.by_file(&directory), Some(Unscanned::NotRegular));
     }
 
     #[test]

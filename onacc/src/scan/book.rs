@@ -293,7 +293,10 @@ mod tests {
         }
         assert!(matches!(book.next_due(now), Some(Due::UnderWay('a'))));
         let lost = book.session_lost();
-        assert_eq!((lost.unwanted, lost.failed, lost.again), (vec!['a'], vec![], 2));
+        assert_eq!(
+            (lost.unwanted, lost.failed, lost.again),
+            (vec!['a'], vec![], 2)
+        );
         let order: Vec<char> = std::iter::from_fn(|| {
             let (token, job) = book.next_to_send()?;
             let job = *job;
@@ -326,7 +329,7 @@ mod tests {
         Done(u8),
         Retry(u8),
         Lost,
-        Unreachable,
+        Unreachable(bool),
         Time(u8),
     }
 

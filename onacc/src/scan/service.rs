@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use nix::poll::PollFlags;
 
-use super::book::{Book, Due};
 use super::ScanJob;
+use super::book::{Book, Due};
 use crate::clamd::protocol::Reply;
 use crate::clamd::{ConnectError, Received, Sent, Session, SessionError};
 use crate::coverage::keeper::{CleanFile, KeeperMessage};
@@ -88,8 +88,15 @@ pub struct Service {
 
 enum After {
     Clean(CleanFile),
-    Infected { job: ScanJob, signature: String, late: bool },
-    Failed { path: Vec<u8>, failure: Failure },
+    Infected {
+        job: ScanJob,
+        signature: String,
+        late: bool,
+    },
+    Failed {
+        path: Vec<u8>,
+        failure: Failure,
+    },
 }
 
 impl Service {
@@ -282,7 +289,11 @@ impl Service {
             Reply::Found(signature) => {
                 job.event.answer(Answer::Deny);
                 self.links.counters.infected.up();
-                self.after.push_back(After::Infected { job, signature, late });
+                self.after.push_back(After::Infected {
+                    job,
+                    signature,
+                    late,
+                });
             }
             Reply::Error(words) => {
                 self.links.counters.scan_errors.up();

@@ -127,9 +127,8 @@ impl Group {
         let bytes = &mut buffer.0[..room * METADATA_LEN];
         let got = loop {
             // SAFETY: the pointer and length are those of a live, writable slice.
-            let got = unsafe {
-                libc::read(self.fd.as_raw_fd(), bytes.as_mut_ptr().cast(), bytes.len())
-            };
+            let got =
+                unsafe { libc::read(self.fd.as_raw_fd(), bytes.as_mut_ptr().cast(), bytes.len()) };
             match usize::try_from(got) {
                 Ok(got) => break got,
                 Err(_) => {

@@ -86,14 +86,14 @@ impl Group {
         }
     }
 
-    /// Marks the whole filesystem that `root` lives on: every open on it, by
-    /// whatever mount or mount namespace, becomes an event.
+    /// Marks the whole filesystem that `root` (may be `O_PATH`) lives on: every
+    /// open on it, by whatever mount or mount namespace, becomes an event.
     ///
     /// # Errors
     /// [`MarkError::Refused`] for procfs and its like.
     pub fn mark_filesystem(&self, root: BorrowedFd<'_>) -> Result<(), MarkError> {
         let flags = libc::FAN_MARK_ADD | libc::FAN_MARK_FILESYSTEM;
-        match mark(self, flags, self.open_mask(), At::Fd(root)) {
+        match mark(self, flags, self.open_mask(), At::ProcFd(root)) {
             Ok(()) => Ok(()),
             Err(error) if matches!(error.errno(), libc::EINVAL | libc::EOPNOTSUPP) => {
                 Err(MarkError::Refused)
@@ -108,7 +108,7 @@ impl Group {
     /// [`MarkError::Absent`] if there is none.
     pub fn unmark_filesystem(&self, root: BorrowedFd<'_>) -> Result<(), MarkError> {
         let flags = libc::FAN_MARK_REMOVE | libc::FAN_MARK_FILESYSTEM;
-        absent(mark(self, flags, self.open_mask(), At::Fd(root)))
+        absent(mark(self, flags, self.open_mask(), At::ProcFd(root)))
     }
 
     /// Places the clean mark: opens of this inode raise no event until it is
