@@ -9,7 +9,7 @@
 /// Identity of an inode as the kernel itself names it.
 ///
 /// `dev` is the superblock's `s_dev` in the kernel's internal encoding
-/// (`major << 20 | minor`, include/linux/kdev_t.h), `ino` is `i_ino`. On
+/// (`major << 20 | minor`, `include/linux/kdev_t.h`), `ino` is `i_ino`. On
 /// btrfs `stat(2)` shows another device than `s_dev`; onacc keys no btrfs inode.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -33,7 +33,7 @@ impl InodeKey {
     }
 }
 
-/// The kernel's internal `dev_t` (`MKDEV`, include/linux/kdev_t.h).
+/// The kernel's internal `dev_t` (`MKDEV`, `include/linux/kdev_t.h`).
 pub const fn kernel_dev(major: u32, minor: u32) -> u32 {
     (major << 20) | (minor & 0xf_ffff)
 }

@@ -17,7 +17,7 @@ use nix::poll::PollFlags;
 
 use crate::commands::cli::{BpfMode, Cli};
 use crate::config::{ConfigError, Located, Settings, names};
-use crate::coverage::filesystems::{Filesystems, Marked, NewFilesystem, kinds_with};
+use crate::coverage::filesystems::{Filesystems, Marked, NewFilesystem};
 use crate::coverage::keeper::{Keeper, KeeperLinks, KeeperMessage};
 use crate::coverage::paths;
 use crate::intake::{Control, Reader, ReaderLinks, ScannerIdentity};
@@ -47,7 +47,7 @@ const MOST_IN_FLIGHT: u64 = 8192;
 const OWN_FDS: u64 = 64;
 /// How often names are resolved again though no local file has changed: they
 /// may come from a server.
-const RESOLVE_EVERY: Duration = Duration::from_secs(60);
+const RESOLVE_EVERY: Duration = Duration::from_mins(1);
 /// How long threads may take to end; TERM is answered within a second.
 const STOP_PATIENCE: Duration = Duration::from_millis(700);
 
@@ -262,7 +262,8 @@ impl Agent {
     fn mark_filesystems(&mut self, table: &Arc<MountTable>) {
         let new = self.filesystems.find_new(&self.policy.scope, table);
         if !new.is_empty() {
-            let kinds = kinds_with(&self.policy.kinds, &new);
+            let mut kinds = (*self.policy.kinds).clone();
+            kinds.extend(new.iter().map(|new| (new.dev, new.kind)));
             self.replace_policy(Policy {
                 kinds: Arc::new(kinds),
                 ..(*self.policy).clone()
@@ -345,7 +346,7 @@ impl Agent {
                 until,
             )?;
             if signal {
-                while let Some(request) = signals.next() {
+                while let Some(request) = signals.take() {
                     match request {
                         Request::Stop => {
                             self.stop();
@@ -420,12 +421,12 @@ impl Agent {
         let until = Instant::now() + STOP_PATIENCE;
         self.control.send(Control::Stop);
         self.control.waker().notify();
-        wait_for(self.threads.reader, until);
+        wait_for(&self.threads.reader, until);
         self.threads.stop.store(true, Ordering::Release);
         self.jobs_waker.waker().notify();
-        wait_for(self.threads.service, until);
+        wait_for(&self.threads.service, until);
         self.keeper.send(KeeperMessage::Stop);
-        wait_for(self.threads.keeper, until);
+        wait_for(&self.threads.keeper, until);
         // Closes the group.
         drop(self.filesystems);
         say_counters(&self.counters, self.filter_counters.as_deref());
@@ -447,7 +448,7 @@ fn say_counters(counters: &Counters, filter: Option<&FilterCounters>) {
 }
 
 /// A thread that does not end in time is left to the end of the process.
-fn wait_for(thread: JoinHandle<()>, until: Instant) {
+fn wait_for(thread: &JoinHandle<()>, until: Instant) {
     while !thread.is_finished() && Instant::now() < until {
         std::thread::sleep(Duration::from_millis(1));
     }

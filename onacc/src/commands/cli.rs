@@ -33,8 +33,10 @@ configuration cannot be used or the agent cannot start.";
 /// takes the place of clamonacc: same clamd, same clamd.conf, same flags. It
 /// must run as root.
 #[derive(Clone, Debug, PartialEq, Eq, Parser)]
-// The help names the options of clamd.conf as they are written there.
-#[allow(clippy::doc_markdown)]
+#[expect(
+    clippy::doc_markdown,
+    reason = "the help names the options of clamd.conf as they are written there"
+)]
 #[command(name = "onacc", version, after_help = AFTER_HELP)]
 pub struct Cli {
     /// Stay in the foreground, and log to the standard output

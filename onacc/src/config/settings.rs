@@ -55,8 +55,10 @@ impl<T> fmt::Display for Located<T> {
 }
 
 /// Everything the agent takes from clamd.conf, checked.
-// Each flag is an option of its own in the file; they do not form states.
-#[allow(clippy::struct_excessive_bools)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is an option of its own in the file; they do not form states"
+)]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// `LocalSocket`: clamd's socket. Absolute, and fits a socket address.

@@ -4,7 +4,7 @@
 //! new directories without a race. Owns which filesystems are marked. Must not
 //! keep an fd on a filesystem: it could not be unmounted.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
@@ -110,16 +110,6 @@ impl Filesystems {
     pub fn count(&self) -> usize {
         self.marked.len()
     }
-}
-
-/// What the filesystems of these devices are.
-pub fn kinds_with(
-    old: &HashMap<u32, FilesystemKind>,
-    new: &[NewFilesystem],
-) -> HashMap<u32, FilesystemKind> {
-    let mut kinds = old.clone();
-    kinds.extend(new.iter().map(|new| (new.dev, new.kind)));
-    kinds
 }
 
 /// Opens (as `O_PATH`) a place where the filesystem is mounted, and checks that

@@ -116,10 +116,10 @@ impl<'a> Btf<'a> {
                 .ok_or_else(missing)?;
             bits = bits.checked_add(offset).ok_or_else(missing)?;
             if at + 1 < path.len() {
-                index = self.index_of(kind).ok_or_else(missing)?;
+                index = Self::index_of(kind).ok_or_else(missing)?;
             }
         }
-        if bits % 8 == 0 {
+        if bits.is_multiple_of(8) {
             Ok(bits / 8)
         } else {
             Err(missing())
@@ -155,7 +155,7 @@ impl<'a> Btf<'a> {
                     return Some((u64::from(offset), member.kind));
                 }
             } else if depth > 0
-                && let Some(inner) = self.index_of(member.kind)
+                && let Some(inner) = Self::index_of(member.kind)
                 && let Some((below, kind)) = self.find(inner, name, depth - 1)
             {
                 return Some((u64::from(offset) + below, kind));
@@ -178,7 +178,7 @@ impl<'a> Btf<'a> {
     }
 
     /// From a type id to the index of its structure or union. Ids start at 1.
-    fn index_of(&self, id: u32) -> Option<usize> {
+    fn index_of(id: u32) -> Option<usize> {
         usize::try_from(id).ok()?.checked_sub(1)
     }
 

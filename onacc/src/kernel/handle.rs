@@ -10,15 +10,15 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use super::SyscallError;
 
 /// Longest handle that is kept; ext4, xfs, tmpfs and btrfs need 8 to 40 bytes.
-const CAPACITY: usize = 48;
+const CAPACITY: u32 = 48;
 
-/// `struct file_handle` with room for its bytes (name_to_handle_at(2)).
+/// `struct file_handle` with room for its bytes (`name_to_handle_at(2)`).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FileHandle {
     bytes: u32,
     kind: i32,
-    data: [u8; CAPACITY],
+    data: [u8; CAPACITY as usize],
 }
 
 impl FileHandle {
@@ -28,9 +28,9 @@ impl FileHandle {
     /// The filesystem has no handles, or longer ones.
     pub fn of(file: BorrowedFd<'_>) -> Result<Self, SyscallError> {
         let mut handle = Self {
-            bytes: CAPACITY as u32,
+            bytes: CAPACITY,
             kind: 0,
-            data: [0; CAPACITY],
+            data: [0; CAPACITY as usize],
         };
         let mut mount = MaybeUninit::<libc::c_int>::uninit();
         // SAFETY: `handle` starts with the two fields of `struct file_handle`

@@ -62,7 +62,7 @@ impl MountTable {
         Ok(Self::parse(&bytes))
     }
 
-    /// Parses the bytes of a `mountinfo` file (proc_pid_mountinfo(5)); lines
+    /// Parses the bytes of a `mountinfo` file (`proc_pid_mountinfo(5)`); lines
     /// that are not of its form are passed over.
     pub fn parse(bytes: &[u8]) -> Self {
         let mut table = Self::default();
@@ -111,7 +111,7 @@ pub fn join(root: &Path, below: &Path) -> PathBuf {
 }
 
 /// Opens the table; such a file shows `POLLPRI | POLLERR` in `poll(2)` when a
-/// mount comes or goes (proc_pid_mounts(5)).
+/// mount comes or goes (`proc_pid_mounts(5)`).
 ///
 /// # Errors
 /// `/proc` is not mounted.

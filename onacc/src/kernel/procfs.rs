@@ -113,7 +113,7 @@ impl Proc {
     }
 }
 
-/// Parses `/proc/<tid>/stat` (proc_pid_stat(5)). The name in parentheses may
+/// Parses `/proc/<tid>/stat` (`proc_pid_stat(5)`). The name in parentheses may
 /// hold any byte, so the fields are counted from the last parenthesis.
 pub fn parse_stat(line: &[u8]) -> Option<ThreadStat> {
     let end = line.iter().rposition(|byte| *byte == b')')?;

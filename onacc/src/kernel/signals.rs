@@ -48,7 +48,7 @@ impl Signals {
     }
 
     /// The next signal that has come.
-    pub fn next(&mut self) -> Option<Request> {
+    pub fn take(&mut self) -> Option<Request> {
         let info = self.0.read_signal().ok().flatten()?;
         let number = i32::try_from(info.ssi_signo).ok()?;
         Some(match Signal::try_from(number) {

@@ -55,7 +55,7 @@ counters! {
     not_regular,
     /// Let through: out of scope.
     out_of_scope,
-    /// Let through: larger than OnAccessMaxFileSize.
+    /// Let through: larger than `OnAccessMaxFileSize`.
     too_large,
     /// Let through: empty.
     empty,

@@ -280,7 +280,7 @@ pub fn printable(path: &[u8]) -> String {
             }
         }
         for byte in chunk.invalid() {
-            out.push_str(&format!("\\x{byte:02x}"));
+            out.extend(format!("\\x{byte:02x}").chars());
         }
     }
     out

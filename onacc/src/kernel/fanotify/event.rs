@@ -75,10 +75,10 @@ fn split_event(bytes: &[u8]) -> Result<(RawEvent, &[u8]), ParseError> {
     let Some((head, _)) = bytes.split_first_chunk::<METADATA_LEN>() else {
         return Err(ParseError::Truncated(bytes.len()));
     };
-    let [l0, l1, l2, l3, version, _reserved, m0, m1, tail @ ..] = *head;
-    let event_len = u32::from_ne_bytes([l0, l1, l2, l3]);
-    let metadata_len = u16::from_ne_bytes([m0, m1]);
-    let [a, b, c, d, e, f, g, h, f0, f1, f2, f3, p0, p1, p2, p3] = tail;
+    let array = |at: usize| [head[at], head[at + 1], head[at + 2], head[at + 3]];
+    let event_len = u32::from_ne_bytes(array(0));
+    let version = head[4];
+    let metadata_len = u16::from_ne_bytes([head[6], head[7]]);
     if version != libc::FANOTIFY_METADATA_VERSION {
         return Err(ParseError::BadVersion(version));
     }
@@ -91,12 +91,20 @@ fn split_event(bytes: &[u8]) -> Result<(RawEvent, &[u8]), ParseError> {
     }
     Ok((
         RawEvent {
-            mask: u64::from_ne_bytes([a, b, c, d, e, f, g, h]),
-            fd: i32::from_ne_bytes([f0, f1, f2, f3]),
-            tid: i32::from_ne_bytes([p0, p1, p2, p3]),
+            mask: mask_of(array(8), array(12)),
+            fd: i32::from_ne_bytes(array(16)),
+            tid: i32::from_ne_bytes(array(20)),
         },
         &bytes[len..],
     ))
+}
+
+/// Eight bytes in the machine's order, from two fours.
+fn mask_of(low: [u8; 4], high: [u8; 4]) -> u64 {
+    let mut bytes = [0; 8];
+    bytes[..4].copy_from_slice(&low);
+    bytes[4..].copy_from_slice(&high);
+    u64::from_ne_bytes(bytes)
 }
 
 #[cfg(test)]

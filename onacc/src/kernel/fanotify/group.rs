@@ -129,16 +129,14 @@ impl Group {
             // SAFETY: the pointer and length are those of a live, writable slice.
             let got =
                 unsafe { libc::read(self.fd.as_raw_fd(), bytes.as_mut_ptr().cast(), bytes.len()) };
-            match usize::try_from(got) {
-                Ok(got) => break got,
-                Err(_) => {
-                    let error = SyscallError::last("read of the fanotify group");
-                    match error.errno() {
-                        libc::EINTR => {}
-                        libc::EAGAIN => return Ok(0),
-                        _ => return Err(error.into()),
-                    }
-                }
+            if let Ok(got) = usize::try_from(got) {
+                break got;
+            }
+            let error = SyscallError::last("read of the fanotify group");
+            match error.errno() {
+                libc::EINTR => {}
+                libc::EAGAIN => return Ok(0),
+                _ => return Err(error.into()),
             }
         };
         let mut count = 0;
@@ -159,7 +157,7 @@ impl Group {
     }
 
     /// Writes one answer. The kernel wants one answer a write
-    /// (fs/notify/fanotify/fanotify_user.c, `fanotify_write`).
+    /// (`fs/notify/fanotify/fanotify_user.c`, `fanotify_write`).
     pub(super) fn respond(&self, event_fd: RawFd, answer: Answer) -> Result<(), SyscallError> {
         let response = libc::fanotify_response {
             fd: event_fd,

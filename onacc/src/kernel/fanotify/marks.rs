@@ -6,7 +6,7 @@
 //! to an inode that is open for writing succeeds and adds nothing.
 
 use std::ffi::CStr;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd as _, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
 use super::group::{Group, GroupKind};
@@ -144,7 +144,6 @@ impl Group {
     /// The probe itself failed.
     pub fn probe_features(&self) -> Result<ProbedFeatures, SyscallError> {
         let file = memfd()?;
-        use std::os::fd::AsFd as _;
         let evictable_marks = match self.ignore_inode(file.as_fd()) {
             Ok(()) => true,
             // The memfd is open for writing, so that success adds nothing;
@@ -171,6 +170,7 @@ fn absent(result: Result<(), SyscallError>) -> Result<(), MarkError> {
 }
 
 /// What a mark is placed on.
+#[derive(Clone, Copy)]
 enum At<'a> {
     /// An open fd.
     Fd(BorrowedFd<'a>),
