@@ -195,6 +195,11 @@ impl Agent {
         child::kill(&mut self.child);
     }
 
+    /// The counters that it said last, asked or at its end.
+    pub fn counters_said(&self) -> Counters {
+        parse_counters(&self.output())
+    }
+
     /// Asks for its counters by SIGUSR1.
     pub fn counters(&self) -> Result<Counters> {
         let from = self.output.lock().0.len();
@@ -370,22 +375,19 @@ impl Output {
     /// Takes in all that comes. It opens nothing, so the agent cannot block it.
     fn fill(&self, mut from: impl Read, mut on_line: Option<OnLine>) {
         let mut buffer = [0; 4096];
-        let mut shown = 0;
+        let mut unfinished = String::new();
         while let Ok(count @ 1..) = from.read(&mut buffer) {
-            let mut text = self.lock();
-            text.0.push_str(&String::from_utf8_lossy(&buffer[..count]));
-            let mut lines = Vec::new();
-            while let Some(length) = text.0[shown..].find('\n') {
-                lines.push(text.0[shown..shown + length].to_owned());
-                shown += length + 1;
-            }
-            drop(text);
-            self.changed.notify_all();
-            if let Some(hear) = &mut on_line {
-                for line in &lines {
-                    hear(line);
+            let new = String::from_utf8_lossy(&buffer[..count]);
+            unfinished.push_str(&new);
+            while let Some(end) = unfinished.find('\n') {
+                let line: String = unfinished.drain(..=end).collect();
+                // Before whoever waits for the line goes on.
+                if let Some(hear) = &mut on_line {
+                    hear(line.trim_end());
                 }
             }
+            self.lock().0.push_str(&new);
+            self.changed.notify_all();
         }
         self.lock().1 = true;
         self.changed.notify_all();

@@ -19,7 +19,7 @@ use crate::kernel::wake::{Mailbox, sleep};
 use crate::observe::counters::Counters;
 use crate::observe::heartbeat::Heartbeat;
 use crate::policy::{Policy, Unscanned};
-use crate::scan::ScanJob;
+use crate::scan::{ScanJob, Urgency};
 
 /// What the reader is told.
 #[derive(Debug)]
@@ -117,6 +117,7 @@ impl Reader {
                     stat,
                     markable,
                     arrived: Instant::now(),
+                    urgency: Urgency::Opener,
                 });
             }
             // Dropping it answers by the fail policy.

@@ -4,7 +4,7 @@
 //! that its name says. Tested here on files of the test's own.
 
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 
 use onacc_common::{ChangeTime, InodeKey};
@@ -105,6 +105,24 @@ pub fn filesystem_kind(fd: impl AsFd) -> Result<FilesystemKind, SyscallError> {
     } else {
         FilesystemKind::Foreign
     })
+}
+
+/// Opens a file again, for reading, from an fd that may be `O_PATH`. Does not
+/// block on anything and does not touch the atime.
+///
+/// # Errors
+/// A failed `open(2)`.
+pub fn reopen(fd: BorrowedFd<'_>) -> Result<OwnedFd, SyscallError> {
+    use nix::fcntl::{OFlag, open};
+    let mut name = [0u8; 32];
+    let link = super::procfs::fd_path(fd, &mut name);
+    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+    open(
+        link,
+        flags | OFlag::O_NOATIME,
+        nix::sys::stat::Mode::empty(),
+    )
+    .map_err(|errno| SyscallError::from_errno("open of /proc/self/fd", errno))
 }
 
 /// The path of an open file as the kernel tells it (`/proc/self/fd/N`), raw

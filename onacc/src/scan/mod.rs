@@ -5,6 +5,7 @@
 //! an answer (invariant 3).
 
 mod book;
+mod prescan;
 mod service;
 
 use std::time::Instant;
@@ -13,6 +14,7 @@ use crate::kernel::fanotify::PendingEvent;
 use crate::kernel::file::FileStat;
 
 pub use book::Book;
+pub use prescan::{Prescan, PrescanRefused};
 pub use service::{Limits, Links, Service};
 
 /// An event on its way to clamd.
@@ -28,4 +30,15 @@ pub struct ScanJob {
     pub markable: bool,
     /// When the reader saw the event.
     pub arrived: Instant,
+    /// How urgent it is.
+    pub urgency: Urgency,
+}
+
+/// How urgent a job is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Urgency {
+    /// Somebody waits, or opened the file just now.
+    Opener,
+    /// Nobody waits: comes after all openers.
+    Prescan,
 }

@@ -61,6 +61,12 @@ impl FdBudget {
         self.limit > self.used.load(Ordering::SeqCst)
     }
 
+    /// A permit, unless the budget is spent. For a budget that several threads
+    /// share; it can be overdrawn by one for each of them.
+    pub fn try_take(self: &Arc<Self>) -> Option<Permit> {
+        (self.room() > 0).then(|| self.take())
+    }
+
     pub(super) fn take(self: &Arc<Self>) -> Permit {
         self.used.fetch_add(1, Ordering::AcqRel);
         Permit(Arc::clone(self))
@@ -138,6 +144,16 @@ impl PendingEvent {
             file,
             mask: event.mask,
             tid: event.tid,
+        }
+    }
+
+    /// A file that the agent itself wants to have scanned: nobody waits for it.
+    pub fn unsolicited(file: OwnedFd, permit: Permit) -> Self {
+        Self {
+            owed: None,
+            file: Some(EventFile::new(file, permit)),
+            mask: 0,
+            tid: 0,
         }
     }
 
