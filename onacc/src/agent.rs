@@ -8,8 +8,8 @@ use std::fmt::Write as _;
 use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -18,14 +18,15 @@ use nix::poll::PollFlags;
 use crate::commands::cli::{BpfMode, Cli};
 use crate::config::{ConfigError, Located, Settings, names};
 use crate::coverage::filesystems::{Filesystems, Marked, NewFilesystem};
-use crate::coverage::keeper::{Keeper, KeeperLinks, KeeperMessage};
+use crate::coverage::keeper::{Keeper, KeeperLinks, KeeperMessage, MARKS};
+use crate::coverage::outside::OutsideMarks;
 use crate::coverage::paths;
 use crate::intake::{Control, Reader, ReaderLinks, ScannerIdentity};
 use crate::kernel::accounts::AccountWatch;
 use crate::kernel::bpf::{BpfError, FilterCounters, FilterPlane};
 use crate::kernel::daemon::{self, Readiness};
 use crate::kernel::fanotify::{
-    Answer, FdBudget, Group, GroupKind, InitError, ProbedFeatures, WriterProbe,
+    Answer, FdBudget, Group, GroupKind, InitError, MoveWatch, ProbedFeatures, WriterProbe,
 };
 use crate::kernel::mounts::{self, MountTable};
 use crate::kernel::procfs::Proc;
@@ -35,11 +36,11 @@ use crate::kernel::{SyscallError, process};
 use crate::observe::counters::Counters;
 use crate::observe::heartbeat::{self, Heartbeat, Watchdog};
 use crate::observe::log::{LogError, Logger, Targets, printable};
-use crate::policy::{Policy, Scope};
-use crate::scan::{Limits, Links, Service};
+use crate::policy::{Policy, Scope, VerdictCache};
+use crate::scan::{Limits, Links, Service, Work};
 
-/// Inodes that can carry a clean mark at a time; memory is used for those that do.
-const MARKS: u32 = 65_536;
+/// Verdicts that are kept at a time.
+const VERDICTS: usize = 65_536;
 /// Event fds in flight at most, whatever `RLIMIT_NOFILE` allows: the kernel
 /// walks them in line for each answer (facts/kernel.md, fanotify 7).
 const MOST_IN_FLIGHT: u64 = 8192;
@@ -137,7 +138,7 @@ struct Agent {
     filesystems: Filesystems,
     control: Mailbox<Control>,
     keeper: Mailbox<KeeperMessage>,
-    jobs_waker: Mailbox<crate::scan::ScanJob>,
+    jobs_waker: Mailbox<Work>,
     threads: Threads,
     counters: Arc<Counters>,
     filter_counters: Option<Arc<FilterCounters>>,
@@ -192,16 +193,18 @@ impl Agent {
             Answer::Allow
         };
 
+        let verdicts = Arc::new(Mutex::new(VerdictCache::new(VERDICTS)));
         let keeper = Keeper::new(
             KeeperLinks {
                 group: Arc::clone(&group),
                 messages: keeper_messages.clone(),
+                verdicts: Arc::clone(&verdicts),
                 counters: Arc::clone(&counters),
                 heartbeat: beats[2].clone(),
             },
             plane,
-            MARKS as usize,
-            Arc::clone(&table),
+            outside_marks(features),
+            Arc::clone(&policy),
         );
         let service = Service::new(
             limits(&settings, on_failure),
@@ -209,6 +212,7 @@ impl Agent {
                 jobs: jobs.clone(),
                 keeper: keeper_messages.clone(),
                 scanner: Arc::clone(&scanner),
+                verdicts: Arc::clone(&verdicts),
                 counters: Arc::clone(&counters),
                 writers: WriterProbe::new()?,
                 heartbeat: beats[1].clone(),
@@ -221,6 +225,8 @@ impl Agent {
                 budget: FdBudget::new(fd_budget(open_files), control.waker().clone()),
                 control: control.clone(),
                 jobs: jobs.clone(),
+                keeper: keeper_messages.clone(),
+                verdicts,
                 scanner,
                 counters: Arc::clone(&counters),
                 heartbeat: beats[0].clone(),
@@ -282,6 +288,8 @@ impl Agent {
 
     fn replace_policy(&mut self, policy: Policy) {
         self.policy = Arc::new(policy);
+        self.keeper
+            .send(KeeperMessage::Policy(Arc::clone(&self.policy)));
         self.control.send(Control::Policy(Arc::clone(&self.policy)));
     }
 
@@ -393,7 +401,6 @@ impl Agent {
                 return;
             }
         };
-        self.keeper.send(KeeperMessage::Mounts(Arc::clone(&table)));
         self.replace_policy(Policy {
             scope: Arc::clone(&scope),
             mounts: Arc::clone(&table),
@@ -524,6 +531,20 @@ fn place_of(filesystem: &NewFilesystem) -> String {
         printable(filesystem.mount.point.as_os_str().as_encoded_bytes()),
         filesystem.mount.kind
     )
+}
+
+/// Directories out of scope can be ignored in the kernel, if it knows how.
+fn outside_marks(features: ProbedFeatures) -> Option<OutsideMarks> {
+    if !features.directory_ignore_marks {
+        return None;
+    }
+    match MoveWatch::new() {
+        Ok(moves) => Some(OutsideMarks::new(moves)),
+        Err(error) => {
+            tracing::warn!("onacc: tier: fanotify: directories out of scope stay events: {error}");
+            None
+        }
+    }
 }
 
 fn load_filter_plane(

@@ -88,6 +88,8 @@ pub struct AgentBuilder {
     options: Vec<String>,
     args: Vec<String>,
     log: Option<PathBuf>,
+    directory: PathBuf,
+    open_files: Option<u64>,
     guard: Duration,
     on_line: Option<OnLine>,
 }
@@ -124,6 +126,8 @@ impl Agent {
             options: vec![format!("LocalSocket {}", clamd.socket_path().display())],
             args: Vec::new(),
             log: None,
+            directory: env::temp_dir(),
+            open_files: None,
             guard: GUARD_LIMIT,
             on_line: None,
         }
@@ -273,6 +277,20 @@ impl AgentBuilder {
         self
     }
 
+    /// Puts its clamd.conf, and its log file, into a new directory in this one.
+    #[must_use]
+    pub fn directory(mut self, path: &Path) -> Self {
+        self.directory = path.to_path_buf();
+        self
+    }
+
+    /// Lets it have this many open files at most.
+    #[must_use]
+    pub fn open_files(mut self, limit: u64) -> Self {
+        self.open_files = Some(limit);
+        self
+    }
+
     /// Has it killed after this time (60 s unless set), whatever happens.
     #[must_use]
     pub fn guard(mut self, limit: Duration) -> Self {
@@ -326,7 +344,7 @@ impl AgentBuilder {
         let trouble = |what: &str, error: std::io::Error| format!("{what}: {error}");
         let dir = tempfile::Builder::new()
             .prefix("onacc-agent.")
-            .tempdir()
+            .tempdir_in(&self.directory)
             .map_err(|error| trouble("making a directory for the agent", error))?;
         let conf = dir.path().join("clamd.conf");
         fs::write(&conf, self.options.join("\n") + "\n")
@@ -348,6 +366,9 @@ impl AgentBuilder {
             .stderr(errors)
             // Ctrl-C on a terminal is for whoever started us.
             .process_group(0);
+        if let Some(limit) = self.open_files {
+            sys::limit_open_files(&mut command, limit);
+        }
         let spawned = sys::die_with_parent(&mut command).spawn();
         // The ends for writing must not stay open here.
         drop(command);

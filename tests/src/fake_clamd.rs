@@ -80,6 +80,7 @@ enum Answer {
 pub struct Behaviour {
     answer: Answer,
     delay: Duration,
+    closes: bool,
 }
 
 impl Behaviour {
@@ -87,6 +88,7 @@ impl Behaviour {
         Self {
             answer,
             delay: Duration::ZERO,
+            closes: false,
         }
     }
 
@@ -134,6 +136,13 @@ impl Behaviour {
     #[must_use]
     pub const fn after(mut self, delay: Duration) -> Self {
         self.delay = delay;
+        self
+    }
+
+    /// The same, and then closes the connection.
+    #[must_use]
+    pub const fn then_close(mut self) -> Self {
+        self.closes = true;
         self
     }
 }
@@ -441,7 +450,7 @@ fn answer(shared: &Arc<Shared>, (place, request): (usize, RequestInfo), mut stre
         state.record[place].answered = Some(Instant::now());
         // Under the lock: replies of one connection must not mix.
         let sent = stream.write_all(&bytes);
-        if sent.is_err() || request.id == 0 {
+        if sent.is_err() || request.id == 0 || behaviour.closes {
             let _ = stream.shutdown(Shutdown::Both);
         }
     } else {

@@ -48,6 +48,7 @@ fn the_script_reads_the_file_delays_closes_and_says_nonsense() {
         b"bad" => Behaviour::infected("Some.Name"),
         b"error" => Behaviour::error("Can't open file"),
         b"raw" => Behaviour::raw(b"gibberish\0"),
+        b"half" => Behaviour::raw(b"1: fd[10]: O").then_close(),
         b"never" => Behaviour::never(),
         _ => Behaviour::close(),
     });
@@ -84,6 +85,12 @@ fn the_script_reads_the_file_delays_closes_and_says_nonsense() {
         .unwrap();
     assert!(session.reply().is_err(), "the connection was closed");
     assert!(clamd::wait_until(LIMIT, || fake.in_flight() == 0));
+    let mut session = Session::connect(fake.socket(), LIMIT).unwrap();
+    session
+        .fildes(&file_of(dir.path(), "half", b"half"))
+        .unwrap();
+    let error = session.reply().unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
 }
 
 #[test]

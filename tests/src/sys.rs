@@ -18,6 +18,7 @@ use nix::{
     sys::{
         mman::{MapFlags, ProtFlags, mmap, munmap},
         prctl,
+        resource::{Resource, setrlimit},
         signal::{SigSet, Signal},
     },
     unistd::{Pid, getppid},
@@ -59,6 +60,31 @@ pub fn become_user_on_this_thread(uid: u32, gid: u32) -> io::Result<()> {
     checked(unsafe { libc::syscall(libc::SYS_setresgid, gid, gid, gid) })?;
     // SAFETY: plain numbers.
     checked(unsafe { libc::syscall(libc::SYS_setresuid, uid, uid, uid) })
+}
+
+/// Gives the calling thread, and no other, this effective uid; its real and
+/// saved uids stay, and with them the way back.
+pub fn set_effective_uid_on_this_thread(uid: u32) -> io::Result<()> {
+    // The raw call: glibc's wrapper would change every thread of the process.
+    // SAFETY: plain numbers.
+    let result = unsafe { libc::syscall(libc::SYS_setresuid, -1, uid, -1) };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Lets the child have this many open files at most, for good.
+pub fn limit_open_files(command: &mut Command, limit: u64) -> &mut Command {
+    // SAFETY: between fork and exec only setrlimit runs, which is
+    // async-signal-safe; nothing allocates and no lock is taken.
+    unsafe {
+        command.pre_exec(move || {
+            setrlimit(Resource::RLIMIT_NOFILE, limit, limit)?;
+            Ok(())
+        })
+    }
 }
 
 /// A hold on one process that a reused id cannot redirect.

@@ -8,8 +8,6 @@
 pub const OPEN_SESSION: &[u8] = b"zIDSESSION\0";
 /// Asks for the version of engine and database.
 pub const VERSION: &[u8] = b"zVERSION\0";
-/// Keeps a session alive.
-pub const PING: &[u8] = b"zPING\0";
 /// Asks for a scan of the fd that travels with the last, otherwise meaningless, byte.
 pub const SCAN_FD: &[u8] = b"zFILDES\0\0";
 

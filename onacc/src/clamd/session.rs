@@ -60,7 +60,6 @@ pub enum Received {
 enum Command {
     Scan(u64),
     Version,
-    Ping,
 }
 
 /// A session.
@@ -126,8 +125,8 @@ impl Session {
         self.last_command
     }
 
-    /// Whether clamd owes an answer to a ping or version command: it does not
-    /// take part in the conversation until it gives it.
+    /// Whether clamd owes an answer to a version command: it does not take part
+    /// in the conversation until it gives it.
     pub fn awaits_sign_of_life(&self) -> bool {
         self.commands
             .values()
@@ -153,12 +152,12 @@ impl Session {
         Ok(())
     }
 
-    /// Asks for a sign of life.
+    /// Asks for the version, which is a sign of life as well.
     ///
     /// # Errors
     /// The session is over.
-    pub fn ping(&mut self, now: Instant) -> Result<(), SessionError> {
-        self.command(protocol::PING, Command::Ping, now);
+    pub fn ask_version(&mut self, now: Instant) -> Result<(), SessionError> {
+        self.command(protocol::VERSION, Command::Version, now);
         self.flush()
     }
 
@@ -233,7 +232,6 @@ impl Session {
                     }
                     // "COMMAND UNAVAILABLE" is a sign of life as well.
                     (Some(Command::Version), _) => each(Received::Version(String::new())),
-                    (Some(Command::Ping), _) => {}
                     (None, reply) => {
                         return Err(
                             ProtocolError::Unnumbered(format!("{number}: {reply:?}")).into()

@@ -6,7 +6,6 @@
 
 use std::collections::HashSet;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::path::Path;
 use std::sync::Arc;
 
 use nix::fcntl::{OFlag, open};
@@ -118,12 +117,7 @@ pub fn open_filesystem(mounts: &MountTable, dev: u32) -> Option<(Mount, OwnedFd)
     mounts
         .iter()
         .filter(|mount| mount.dev == dev)
-        .find_map(|mount| {
-            Some((
-                mount.clone(),
-                open_checked(&mount.point, dev, OFlag::O_PATH)?,
-            ))
-        })
+        .find_map(|mount| Some((mount.clone(), open_checked(mount, OFlag::O_PATH)?)))
 }
 
 /// As [`open_filesystem`], but a real fd of a directory, which file handles need.
@@ -131,11 +125,11 @@ pub fn open_directory(mounts: &MountTable, dev: u32) -> Option<OwnedFd> {
     mounts
         .iter()
         .filter(|mount| mount.dev == dev)
-        .find_map(|mount| open_checked(&mount.point, dev, OFlag::O_RDONLY | OFlag::O_DIRECTORY))
+        .find_map(|mount| open_checked(mount, OFlag::O_RDONLY | OFlag::O_DIRECTORY))
 }
 
-fn open_checked(point: &Path, dev: u32, flags: OFlag) -> Option<OwnedFd> {
-    let fd = open(point, flags | OFlag::O_CLOEXEC, Mode::empty()).ok()?;
+fn open_checked(mount: &Mount, flags: OFlag) -> Option<OwnedFd> {
+    let fd = open(&mount.point, flags | OFlag::O_CLOEXEC, Mode::empty()).ok()?;
     let stat = file::stat(fd.as_fd()).ok()?;
-    (stat.key.dev == dev).then_some(fd)
+    (stat.mount == mount.id).then_some(fd)
 }

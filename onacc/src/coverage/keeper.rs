@@ -6,31 +6,36 @@
 //! only if the file is, after the mark was placed, what it was before the scan.
 //! Must not: answer openers or write logs before a mark is gone.
 
-use std::os::fd::AsFd as _;
-use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::os::fd::AsFd;
+use std::sync::{Arc, Mutex};
 
 use nix::poll::PollFlags;
-use onacc_common::{CachedInode, ChangeTime, Counter, DirtyRecord, InodeKey};
+use onacc_common::{CachedInode, Counter, DirtyRecord, InodeKey};
 
 use super::filesystems::open_directory;
+use super::outside::OutsideMarks;
+use crate::kernel::SyscallError;
 use crate::kernel::bpf::{ArmError, FilterPlane};
 use crate::kernel::fanotify::{EventFile, Group, MarkError};
 use crate::kernel::file::{self, FileStat};
 use crate::kernel::handle::FileHandle;
-use crate::kernel::mounts::MountTable;
 use crate::kernel::wake::{Mailbox, sleep};
 use crate::observe::counters::Counters;
 use crate::observe::heartbeat::Heartbeat;
-use crate::policy::{MarkTable, Remembered};
+use crate::policy::{MarkTable, Policy, Remembered, VerdictCache, lock, stamps};
+
+/// Inodes that can carry a clean mark at a time; memory is used for those that do.
+pub const MARKS: u32 = 65_536;
 
 /// A file that was found clean.
 #[derive(Debug)]
 pub struct CleanFile {
     /// The event's own fd.
     pub file: EventFile,
-    /// What it was before the scan.
+    /// What it was before the scan, and not young then.
     pub stat: FileStat,
+    /// The signature database that it was scanned with.
+    pub generation: u64,
 }
 
 /// What the keeper is told.
@@ -40,8 +45,12 @@ pub enum KeeperMessage {
     Clean(CleanFile),
     /// Watch the stores on this filesystem; comes before any clean file of it.
     Watch(u32),
-    /// The mount table has changed.
-    Mounts(Arc<MountTable>),
+    /// Scope or mounts have changed.
+    Policy(Arc<Policy>),
+    /// A file in this directory was opened, out of scope.
+    Outside(Vec<u8>),
+    /// All marks must go, for the given reason.
+    Flush(&'static str),
     /// End.
     Stop,
 }
@@ -52,6 +61,8 @@ pub struct KeeperLinks {
     pub group: Arc<Group>,
     /// Where messages come from.
     pub messages: Mailbox<KeeperMessage>,
+    /// Verdicts, for the generation they are of.
+    pub verdicts: Arc<Mutex<VerdictCache>>,
     /// Counts.
     pub counters: Arc<Counters>,
     /// Shows that the loop goes round.
@@ -63,24 +74,27 @@ pub struct Keeper {
     links: KeeperLinks,
     plane: Option<FilterPlane>,
     table: MarkTable<FileHandle>,
-    mounts: Arc<MountTable>,
+    policy: Arc<Policy>,
+    outside: Option<OutsideMarks>,
     /// Losses that have been answered with a flush.
     lost: u64,
 }
 
 impl Keeper {
-    /// A keeper that has not begun; `capacity`: marks at a time.
+    /// A keeper that has not begun. `outside`: directories out of scope are
+    /// ignored in the kernel; only under filesystem marks.
     pub fn new(
         links: KeeperLinks,
         plane: Option<FilterPlane>,
-        capacity: usize,
-        mounts: Arc<MountTable>,
+        outside: Option<OutsideMarks>,
+        policy: Arc<Policy>,
     ) -> Self {
         Self {
             links,
             plane,
-            table: MarkTable::new(capacity),
-            mounts,
+            table: MarkTable::new(MARKS as usize),
+            policy,
+            outside,
             lost: 0,
         }
     }
@@ -91,18 +105,45 @@ impl Keeper {
         loop {
             self.links.heartbeat.beat();
             self.take_records();
+            self.take_moves();
             self.links.messages.drain(&mut messages);
             for message in messages.drain(..) {
                 match message {
                     KeeperMessage::Clean(clean) => self.place(&clean),
                     KeeperMessage::Watch(dev) => self.watch(dev),
-                    KeeperMessage::Mounts(mounts) => self.mounts = mounts,
+                    KeeperMessage::Policy(policy) => self.follow(policy),
+                    KeeperMessage::Outside(directory) => self.learn(&directory),
+                    KeeperMessage::Flush(why) => self.flush(why),
                     KeeperMessage::Stop => return,
                 }
-                // Records first: a mark that must go is more urgent than a new one.
+                // A mark that must go is more urgent than a new one.
                 self.take_records();
+                self.take_moves();
             }
             self.rest();
+        }
+    }
+
+    /// A directory that was out of scope may be in it now.
+    fn follow(&mut self, policy: Arc<Policy>) {
+        let changed = *policy.scope != *self.policy.scope;
+        self.policy = policy;
+        if changed {
+            self.flush("the scope has changed");
+        }
+    }
+
+    fn learn(&mut self, directory: &[u8]) {
+        if let Some(outside) = &self.outside
+            && outside.learn(&self.links.group, &self.policy, directory)
+        {
+            self.links.counters.directories_ignored.up();
+        }
+    }
+
+    fn take_moves(&mut self) {
+        if self.outside.as_ref().is_some_and(OutsideMarks::moved) {
+            self.flush("a directory out of scope was moved");
         }
     }
 
@@ -117,8 +158,7 @@ impl Keeper {
 
     fn place(&mut self, clean: &CleanFile) {
         let counters = Arc::clone(&self.links.counters);
-        if is_young(clean.stat.changed, SystemTime::now()) {
-            counters.unmarked_young.up();
+        if lock(&self.links.verdicts).generation() != clean.generation {
             return;
         }
         if let Some((key, oldest)) = self.table.make_room(clean.stat.key) {
@@ -156,7 +196,7 @@ impl Keeper {
             tracing::debug!("onacc: no clean mark: {error}");
         })?;
         self.table.insert(key, entry);
-        let unchanged = file::stat(file).is_ok_and(|now| same_bytes(&now, &clean.stat));
+        let unchanged = file::stat(file).is_ok_and(|now| stamps::same_version(&now, &clean.stat));
         if !unchanged && let Some(entry) = self.table.remove(key, serial) {
             match self.links.group.unignore_inode(file) {
                 Ok(()) | Err(MarkError::Absent) => self.disarm(key),
@@ -188,19 +228,39 @@ impl Keeper {
     /// Removes a mark and forgets the inode. If the inode cannot be reached
     /// although it may live, all marks go: none must be left behind.
     fn take_away(&mut self, key: InodeKey, entry: &Remembered<FileHandle>) {
-        let gone = open_directory(&self.mounts, key.dev).is_some_and(|directory| {
-            match entry.handle.open(directory.as_fd()) {
-                Ok(inode) => matches!(
-                    self.links.group.unignore_inode(inode.as_fd()),
-                    Ok(()) | Err(MarkError::Absent)
-                ),
-                // The inode is gone, and an evictable mark with it.
-                Err(error) => error.errno() == libc::ESTALE,
-            }
-        });
+        let removed = self.remove_mark(key, entry);
         self.disarm(key);
-        if !gone {
-            self.flush("an inode could not be reached");
+        if let Err(error) = removed {
+            self.flush(&format!("an inode could not be reached: {error}"));
+        }
+    }
+
+    fn remove_mark(
+        &self,
+        key: InodeKey,
+        entry: &Remembered<FileHandle>,
+    ) -> Result<(), SyscallError> {
+        let Some(directory) = open_directory(&self.policy.mounts, key.dev) else {
+            return if self.policy.mounts.iter().any(|mount| mount.dev == key.dev) {
+                Err(SyscallError {
+                    call: "open of a mount point",
+                    source: std::io::ErrorKind::NotFound.into(),
+                })
+            } else {
+                // The filesystem is gone from our view; its inodes, if any
+                // live on, are out of our scope.
+                Ok(())
+            };
+        };
+        let inode = match entry.handle.open(directory.as_fd()) {
+            Ok(inode) => inode,
+            // The inode is gone, and an evictable mark with it.
+            Err(error) if error.errno() == libc::ESTALE => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        match self.links.group.unignore_inode(inode.as_fd()) {
+            Ok(()) | Err(MarkError::Absent | MarkError::Refused) => Ok(()),
+            Err(MarkError::Other(error)) => Err(error),
         }
     }
 
@@ -226,16 +286,34 @@ impl Keeper {
         }
     }
 
+    /// Takes all clean marks, and the ignore marks of directories, away.
     fn flush(&mut self, why: &str) {
-        if let Err(error) = self.links.group.flush_inode_marks() {
+        let result = if self.outside.is_some() {
+            // Under filesystem marks every inode mark is an ignore mark.
+            self.links.group.flush_inode_marks()
+        } else {
+            self.flush_one_by_one()
+        };
+        if let Err(error) = result {
             // A mark that cannot be taken away could hide an infected file.
             crate::kernel::process::die(&format!("clean marks cannot be taken away: {error}"));
         }
         for key in self.table.take_all() {
-            self.disarm(key);
+            self.disarm(key.0);
         }
         self.links.counters.marks_flushed.up();
         tracing::debug!("onacc: all clean marks taken away: {why}");
+    }
+
+    /// Where directories carry marks of their own, those must stay.
+    fn flush_one_by_one(&mut self) -> Result<(), SyscallError> {
+        let entries = self.table.take_all();
+        for (key, entry) in entries {
+            self.disarm(key);
+            self.links.heartbeat.beat();
+            self.remove_mark(key, &entry)?;
+        }
+        Ok(())
     }
 
     fn rest(&mut self) {
@@ -245,56 +323,15 @@ impl Keeper {
         self.links.heartbeat.rest();
         let waker = self.links.messages.waker().clone();
         let wake = (waker.as_fd(), PollFlags::POLLIN);
-        let notified = match &self.plane {
-            Some(plane) => {
-                sleep([wake, (plane.as_fd(), PollFlags::POLLIN)], None).map(|[woken, _]| woken)
-            }
-            None => sleep([wake], None).map(|[woken]| woken),
-        };
+        let readable = PollFlags::POLLIN;
+        // Where there is nothing to poll, the waker stands in twice.
+        let plane = self.plane.as_ref().map_or(waker.as_fd(), AsFd::as_fd);
+        let moves = self
+            .outside
+            .as_ref()
+            .map_or(waker.as_fd(), OutsideMarks::as_fd);
+        let notified =
+            sleep([wake, (plane, readable), (moves, readable)], None).map(|[woken, ..]| woken);
         self.links.messages.end_sleep(notified.unwrap_or(true));
-    }
-}
-
-/// Whether a file still holds the bytes that were scanned. ctime cannot be set
-/// by any call; the others cost nothing more.
-fn same_bytes(now: &FileStat, scanned: &FileStat) -> bool {
-    now.key == scanned.key
-        && now.changed == scanned.changed
-        && now.modified == scanned.modified
-        && now.size == scanned.size
-}
-
-/// Whether a change right now could leave the ctime as it is: stamps have the
-/// granularity of the clock tick (10 ms at most), of whole seconds on inodes
-/// without room for more.
-fn is_young(changed: ChangeTime, now: SystemTime) -> bool {
-    let granularity = if changed.nsec == 0 {
-        Duration::from_millis(2100)
-    } else {
-        Duration::from_millis(30)
-    };
-    let (Ok(now), Ok(sec)) = (now.duration_since(UNIX_EPOCH), u64::try_from(changed.sec)) else {
-        return true;
-    };
-    let changed = Duration::new(sec, changed.nsec);
-    // A stamp of the future is young: the clock was set back.
-    now.checked_sub(changed)
-        .is_none_or(|age| age <= granularity)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn young_means_that_a_change_could_go_unseen() {
-        let now = UNIX_EPOCH + Duration::from_secs(1000);
-        let at = |sec, nsec| ChangeTime::new(sec, nsec);
-        assert!(is_young(at(999, 990_000_000), now));
-        assert!(!is_young(at(999, 900_000_000), now));
-        assert!(is_young(at(998, 0), now), "whole seconds");
-        assert!(!is_young(at(997, 0), now));
-        assert!(is_young(at(1001, 5), now), "the future");
-        assert!(is_young(at(-5, 5), now), "before the epoch");
     }
 }

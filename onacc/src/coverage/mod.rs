@@ -6,4 +6,5 @@
 
 pub mod filesystems;
 pub mod keeper;
+pub mod outside;
 pub mod paths;

@@ -4,22 +4,29 @@
 //! excluded uid (`fstatat` on /proc), file (`statx`), place (`readlink`), clamd
 //! (see `scanner`). Most events end with the one write that answers them.
 
+use std::collections::HashSet;
+use std::hash::{BuildHasher as _, RandomState};
 use std::os::fd::AsFd as _;
-use std::sync::Arc;
-use std::time::Instant;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use nix::poll::PollFlags;
 
 use super::scanner::{ScannerIdentity, Strangers};
+use crate::coverage::keeper::{CleanFile, KeeperMessage};
 use crate::kernel::fanotify::{Answer, FdBudget, Group, PendingEvent, ReadBuffer, ReadError};
-use crate::kernel::file;
+use crate::kernel::file::{self, FileStat};
 use crate::kernel::process;
 use crate::kernel::procfs::Proc;
 use crate::kernel::wake::{Mailbox, sleep};
 use crate::observe::counters::Counters;
 use crate::observe::heartbeat::Heartbeat;
-use crate::policy::{Policy, Unscanned};
-use crate::scan::{ScanJob, Urgency};
+use crate::policy::Verdict as Known;
+use crate::policy::{Policy, Unscanned, VerdictCache, lock};
+use crate::scan::{ScanJob, Urgency, Work};
+
+/// Directories that the keeper is asked about within a second.
+const MAX_ASKED: usize = 4096;
 
 /// What the reader is told.
 #[derive(Debug)]
@@ -38,8 +45,12 @@ pub struct ReaderLinks {
     pub budget: Arc<FdBudget>,
     /// Where the reader is told things; its waker is also the budget's.
     pub control: Mailbox<Control>,
-    /// Where jobs go.
-    pub jobs: Mailbox<ScanJob>,
+    /// Where work goes.
+    pub jobs: Mailbox<Work>,
+    /// Where clean files and directories out of scope go.
+    pub keeper: Mailbox<KeeperMessage>,
+    /// Verdicts that still hold.
+    pub verdicts: Arc<Mutex<VerdictCache>>,
     /// Who is clamd.
     pub scanner: Arc<ScannerIdentity>,
     /// Counts.
@@ -57,6 +68,11 @@ pub struct Reader {
     proc: Proc,
     strangers: Strangers,
     path: Vec<u8>,
+    /// Directories, by hash, that the keeper was asked to ignore since then. A
+    /// collision costs a second's worth of events, no more.
+    asked: HashSet<u64>,
+    asked_since: Instant,
+    hasher: RandomState,
 }
 
 impl Reader {
@@ -68,6 +84,9 @@ impl Reader {
             proc,
             strangers: Strangers::default(),
             path: Vec::with_capacity(4097),
+            asked: HashSet::new(),
+            asked_since: Instant::now(),
+            hasher: RandomState::new(),
         }
     }
 
@@ -103,26 +122,95 @@ impl Reader {
 
     fn handle(&mut self, mut event: PendingEvent) {
         self.links.counters.events.up();
+        let written = event.is_close_after_write();
         match self.judge(&event) {
             Verdict::Unscanned(reason) => {
                 event.answer(Answer::Allow);
                 self.count(reason);
+                if reason == Unscanned::OutOfScope {
+                    self.learn_directory();
+                }
             }
+            Verdict::Known(stat, Known::Clean) => {
+                event.answer(Answer::Allow);
+                self.links.counters.known_clean.up();
+                self.renew_mark(event, stat);
+            }
+            Verdict::Known(stat, Known::Infected(signature)) => {
+                event.answer(Answer::Deny);
+                self.links.counters.known_infected.up();
+                self.links.jobs.send(Work::KnownInfected {
+                    path: self.path.clone(),
+                    links: stat.links,
+                    signature,
+                });
+            }
+            Verdict::Scan(stat) if written => self.prescan(event, stat),
             Verdict::Scan(stat) => {
                 self.links.counters.scans.up();
-                let markable = self.policy.may_mark(&stat);
-                self.links.jobs.send(ScanJob {
-                    event,
-                    path: self.path.clone(),
-                    stat,
-                    markable,
-                    arrived: Instant::now(),
-                    urgency: Urgency::Opener,
-                });
+                self.hand_over(event, stat, Urgency::Opener);
             }
             // Dropping it answers by the fail policy.
             Verdict::Unknowable => self.links.counters.scan_errors.up(),
             Verdict::Overflow => self.links.counters.queue_overflows.up(),
+        }
+    }
+
+    fn hand_over(&mut self, event: PendingEvent, stat: FileStat, urgency: Urgency) {
+        self.links.jobs.send(Work::Scan(ScanJob {
+            event,
+            path: self.path.clone(),
+            stat,
+            markable: self.policy.may_mark(&stat),
+            stamps_tell: self.policy.stamps_tell(&stat),
+            arrived: Instant::now(),
+            urgency,
+            joined: Vec::new(),
+        }));
+    }
+
+    /// A file was written and closed: scanned before anyone asks, if its verdict
+    /// can be kept and fds are plenty.
+    fn prescan(&mut self, event: PendingEvent, stat: FileStat) {
+        self.links.counters.closed_after_write.up();
+        if self.policy.stamps_tell(&stat) && self.links.budget.is_ample() {
+            self.hand_over(event, stat, Urgency::Prescan);
+        } else {
+            self.links.counters.prescans_skipped.up();
+        }
+    }
+
+    /// The kernel has dropped the mark of a file that is still the same.
+    fn renew_mark(&mut self, event: PendingEvent, stat: FileStat) {
+        if self.policy.may_mark(&stat)
+            && let Some(file) = event.into_file()
+        {
+            let generation = lock(&self.links.verdicts).generation();
+            self.links.keeper.send(KeeperMessage::Clean(CleanFile {
+                file,
+                stat,
+                generation,
+            }));
+        }
+    }
+
+    /// Has the kernel keep the opens of this file's directory to itself; asks
+    /// once a second for each directory at most.
+    fn learn_directory(&mut self) {
+        let Some(slash) = self.path.iter().rposition(|byte| *byte == b'/') else {
+            return;
+        };
+        let directory = &self.path[..slash.max(1)];
+        let now = Instant::now();
+        if now.duration_since(self.asked_since) > Duration::from_secs(1) {
+            self.asked.clear();
+            self.asked_since = now;
+        }
+        let hash = self.hasher.hash_one(directory);
+        if self.asked.len() < MAX_ASKED && self.asked.insert(hash) {
+            self.links
+                .keeper
+                .send(KeeperMessage::Outside(directory.to_vec()));
         }
     }
 
@@ -151,6 +239,12 @@ impl Reader {
         }
         if path.is_none() {
             self.path.clear();
+        }
+        if !event.is_close_after_write() {
+            let known = lock(&self.links.verdicts).get(&stat).cloned();
+            if let Some(known) = known {
+                return Verdict::Known(stat, known);
+            }
         }
         let identity = &self.links.scanner;
         if self.strangers.is_scanner(identity, tid, Instant::now()) {
@@ -199,7 +293,9 @@ impl Reader {
 
 enum Verdict {
     Unscanned(Unscanned),
-    Scan(file::FileStat),
+    /// The verdict on this very version is known.
+    Known(FileStat, Known),
+    Scan(FileStat),
     /// The file's identity cannot be asked.
     Unknowable,
     /// The kernel's queue overflowed.

@@ -71,8 +71,11 @@ pub enum FilesystemKind {
     /// ext2, ext3, ext4: the dirty hook sees every store, also through a
     /// mapping, with a new ctime (facts/kernel.md, BPF 4).
     Ext,
-    /// Holds local bytes and tells sizes truly, but not every store is seen.
-    Local,
+    /// xfs, btrfs: the hook does not see each store, but each store changes the ctime.
+    Stamped,
+    /// tmpfs (a store through a mapping can leave the ctime as it is) and
+    /// overlayfs (which may lie on one).
+    Unstamped,
     /// Read-only by its format: nothing is ever stored.
     ReadOnly,
     /// Network, FUSE and what is not known: changes come without local events.
@@ -91,15 +94,10 @@ pub fn filesystem_kind(fd: impl AsFd) -> Result<FilesystemKind, SyscallError> {
     let magic = stat.filesystem_type();
     Ok(if magic == statfs::EXT4_SUPER_MAGIC {
         FilesystemKind::Ext
-    } else if [
-        statfs::TMPFS_MAGIC,
-        statfs::XFS_SUPER_MAGIC,
-        statfs::BTRFS_SUPER_MAGIC,
-        statfs::OVERLAYFS_SUPER_MAGIC,
-    ]
-    .contains(&magic)
-    {
-        FilesystemKind::Local
+    } else if [statfs::XFS_SUPER_MAGIC, statfs::BTRFS_SUPER_MAGIC].contains(&magic) {
+        FilesystemKind::Stamped
+    } else if [statfs::TMPFS_MAGIC, statfs::OVERLAYFS_SUPER_MAGIC].contains(&magic) {
+        FilesystemKind::Unstamped
     } else if [EROFS, SQUASHFS, statfs::ISOFS_SUPER_MAGIC.0].contains(&magic.0) {
         FilesystemKind::ReadOnly
     } else {

@@ -59,8 +59,20 @@ counters! {
     too_large,
     /// Let through: empty.
     empty,
+    /// Let through: this very version of the file is known to be clean.
+    known_clean,
+    /// Denied: this very version of the file is known to be infected.
+    known_infected,
     /// Handed over to be scanned.
     scans,
+    /// Openers that joined the scan of another.
+    joined,
+    /// Files that were closed after writing.
+    closed_after_write,
+    /// Scans that nobody waited for.
+    prescans,
+    /// Prescans that were not worth it any more.
+    prescans_skipped,
     /// Verdict: clean.
     clean,
     /// Verdict: infected.
@@ -81,6 +93,10 @@ counters! {
     sessions,
     /// Times that the reader found no room in the fd budget.
     budget_waits,
+    /// Signature databases seen after the first.
+    generations,
+    /// Directories out of scope that the kernel was told to ignore.
+    directories_ignored,
     /// Clean marks placed.
     marks_placed,
     /// Clean verdicts that got no mark: the file has writers.

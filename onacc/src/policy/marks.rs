@@ -101,9 +101,9 @@ impl<H: Copy> MarkTable<H> {
     }
 
     /// Empties the table.
-    pub fn take_all(&mut self) -> Vec<InodeKey> {
+    pub fn take_all(&mut self) -> Vec<(InodeKey, Remembered<H>)> {
         self.order.clear();
-        self.entries.drain().map(|(key, _)| key).collect()
+        self.entries.drain().collect()
     }
 }
 

@@ -6,6 +6,8 @@
 
 mod marks;
 mod scope;
+pub mod stamps;
+mod verdicts;
 
 use std::sync::Arc;
 
@@ -16,6 +18,15 @@ use crate::kernel::mounts::MountTable;
 
 pub use marks::{MarkTable, Remembered};
 pub use scope::{Scope, Side};
+pub use verdicts::{Verdict, VerdictCache};
+
+/// Locks a table. A poisoned lock cannot occur (a panic ends the process in a
+/// release build); in tests the data is as good as before.
+pub fn lock<T>(table: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    table
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
+}
 
 /// Everything that the reader needs to decide. Replaced as a whole, so that a
 /// decision never sees half of a change.
@@ -64,8 +75,14 @@ impl Policy {
             .then_some(Unscanned::ExcludedUid)
     }
 
+    /// By the mount where that is one of ours (btrfs shows another device in
+    /// `statx` than in the mount table), else by the device.
     fn kind(&self, stat: &FileStat) -> FilesystemKind {
-        let kind = self.kinds.get(&stat.key.dev);
+        let dev = self
+            .mounts
+            .get(stat.mount)
+            .map_or(stat.key.dev, |mount| mount.dev);
+        let kind = self.kinds.get(&dev);
         kind.copied().unwrap_or(FilesystemKind::Foreign)
     }
 
@@ -90,7 +107,16 @@ impl Policy {
         match self.kind(stat) {
             FilesystemKind::Ext => self.stores_are_seen,
             FilesystemKind::ReadOnly => true,
-            FilesystemKind::Local | FilesystemKind::Foreign => false,
+            FilesystemKind::Stamped | FilesystemKind::Unstamped | FilesystemKind::Foreign => false,
+        }
+    }
+
+    /// Whether each store into this file changes its stamps, so that a verdict
+    /// holds as long as they stay.
+    pub fn stamps_tell(&self, stat: &FileStat) -> bool {
+        match self.kind(stat) {
+            FilesystemKind::Ext | FilesystemKind::Stamped | FilesystemKind::ReadOnly => true,
+            FilesystemKind::Unstamped | FilesystemKind::Foreign => false,
         }
     }
 
@@ -137,6 +163,14 @@ mod tests {
         }
     }
 
+    fn elsewhere(size: u64) -> FileStat {
+        FileStat {
+            key: InodeKey::new(0, 99, 5),
+            mount: 77,
+            ..stat(size)
+        }
+    }
+
     #[test]
     fn uids_match_exactly_and_an_unknown_opener_is_not_excluded() {
         let policy = policy();
@@ -153,11 +187,7 @@ mod tests {
         assert_eq!(policy.by_file(&stat(100)), None);
         assert_eq!(policy.by_file(&stat(101)), Some(Unscanned::TooLarge));
         assert_eq!(policy.by_file(&stat(0)), Some(Unscanned::Empty));
-        let elsewhere = FileStat {
-            key: InodeKey::new(0, 99, 5),
-            ..stat(0)
-        };
-        assert_eq!(policy.by_file(&elsewhere), None);
+        assert_eq!(policy.by_file(&elsewhere(0)), None);
         let directory = FileStat {
             regular: false,
             ..stat(5)
@@ -169,11 +199,8 @@ mod tests {
     fn marks_need_a_filesystem_whose_stores_are_seen() {
         let mut policy = policy();
         assert!(policy.may_mark(&stat(5)));
-        let elsewhere = FileStat {
-            key: InodeKey::new(0, 99, 5),
-            ..stat(5)
-        };
-        assert!(!policy.may_mark(&elsewhere));
+        assert!(!policy.may_mark(&elsewhere(5)));
+        assert!(!policy.stamps_tell(&elsewhere(5)) && policy.stamps_tell(&stat(5)));
         policy.stores_are_seen = false;
         assert!(!policy.may_mark(&stat(5)));
     }

@@ -87,6 +87,23 @@ impl Scope {
         Some(self.side_of_parts(mount.dev, &mount.root, below))
     }
 
+    /// Whether a rule names something directly in this directory. An ignore
+    /// mark there would hide it.
+    pub fn names_something_in(&self, mount: &Mount, directory: &[u8]) -> bool {
+        use std::os::unix::ffi::OsStrExt as _;
+        let Some(rules) = self.filesystems.get(&mount.dev) else {
+            return false;
+        };
+        let directory = Path::new(std::ffi::OsStr::from_bytes(directory));
+        let Ok(below) = directory.strip_prefix(&mount.point) else {
+            return true;
+        };
+        let place = crate::kernel::mounts::join(&mount.root, below);
+        rules
+            .iter()
+            .any(|rule| rule.side == Side::Inside && rule.path.parent() == Some(place.as_path()))
+    }
+
     /// Rules are compared with `root` and `below` one after the other, so that
     /// no event costs an allocation to join them.
     fn side_of_parts(&self, dev: u32, root: &Path, below: &[u8]) -> Side {

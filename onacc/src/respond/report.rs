@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 use crate::clamd::{ConnectError, SessionError};
 use crate::kernel::fanotify::Answer;
 use crate::observe::log::printable;
-use crate::scan::ScanJob;
 
 /// Failures a second that are written one by one.
 const FAILURES_A_SECOND: u32 = 10;
@@ -59,15 +58,25 @@ fn name_of(path: &[u8], links: u32) -> String {
 }
 
 /// The verdict line.
-pub fn infected(job: &ScanJob, signature: &str, late: bool) {
-    let path = name_of(&job.path, job.stat.links);
-    let signature = printable(signature.as_bytes());
-    tracing::info!("{path}: {signature} FOUND");
-    if late {
-        tracing::warn!(
-            "onacc: {path}: the verdict came after its opener had been answered by the fail policy"
-        );
-    }
+pub fn infected(path: &[u8], links: u32, signature: &str) {
+    let path = name_of(path, links);
+    tracing::info!("{path}: {} FOUND", printable(signature.as_bytes()));
+}
+
+/// A verdict that nobody could wait for.
+pub fn late(path: &[u8]) {
+    let path = name_of(path, 1);
+    tracing::warn!(
+        "onacc: {path}: the verdict came after its opener had been answered by the fail policy"
+    );
+}
+
+/// clamd has loaded other signatures.
+pub fn new_database(version: &str) {
+    tracing::info!(
+        "onacc: clamd has another signature database ({}); no old verdict is used any more",
+        printable(version.as_bytes())
+    );
 }
 
 impl FailureLines {

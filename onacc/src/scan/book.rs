@@ -6,6 +6,8 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::Instant;
 
+use super::Urgency;
+
 #[derive(Debug)]
 struct Entry<J> {
     job: J,
@@ -13,6 +15,7 @@ struct Entry<J> {
     tries_left: u32,
     /// Sessions that ended while this job was under way.
     losses: u32,
+    urgency: Urgency,
     /// The opener has been answered; the job stays for clamd's late reply.
     answered: bool,
 }
@@ -27,7 +30,7 @@ enum State {
 #[derive(Debug, PartialEq, Eq)]
 pub enum Due<'a, J> {
     /// It never got to clamd and is out of the book.
-    Waiting(J),
+    Waiting(u64, J),
     /// clamd still has it. Answer the opener; the job stays in the book.
     UnderWay(&'a mut J),
 }
@@ -39,9 +42,9 @@ pub const MAX_LOSSES: u32 = 2;
 #[derive(Debug, PartialEq, Eq)]
 pub struct Lost<J> {
     /// Their openers have been answered.
-    pub unwanted: Vec<J>,
+    pub unwanted: Vec<(u64, J)>,
     /// Given up; their openers are to be answered.
-    pub failed: Vec<J>,
+    pub failed: Vec<(u64, J)>,
     /// How many wait to be sent again.
     pub again: u64,
 }
@@ -50,7 +53,8 @@ pub struct Lost<J> {
 #[derive(Debug)]
 pub struct Book<J> {
     entries: HashMap<u64, Entry<J>>,
-    waiting: VecDeque<u64>,
+    /// Openers first, then what nobody waits for.
+    waiting: [VecDeque<u64>; 2],
     /// In the order of their deadlines: each job has the same time.
     deadlines: VecDeque<(Instant, u64)>,
     under_way: usize,
@@ -63,7 +67,7 @@ impl<J> Book<J> {
     pub fn new(limit: usize) -> Self {
         Self {
             entries: HashMap::new(),
-            waiting: VecDeque::new(),
+            waiting: [VecDeque::new(), VecDeque::new()],
             deadlines: VecDeque::new(),
             under_way: 0,
             limit: limit.max(1),
@@ -71,9 +75,20 @@ impl<J> Book<J> {
         }
     }
 
-    /// Enters a job. Deadlines must not go backwards from call to call; if one
-    /// does, it is taken for the latest so far.
+    /// Enters a job that an opener waits for. Deadlines must not go backwards
+    /// from call to call; if one does, it is taken for the latest so far.
     pub fn add(&mut self, job: J, deadline: Instant, tries: u32) -> u64 {
+        let token = self.enter(job, tries, Urgency::Opener);
+        self.set_deadline(token, deadline);
+        token
+    }
+
+    /// Enters a job that nobody waits for: it has no deadline and comes last.
+    pub fn add_prescan(&mut self, job: J) -> u64 {
+        self.enter(job, 0, Urgency::Prescan)
+    }
+
+    fn enter(&mut self, job: J, tries: u32, urgency: Urgency) -> u64 {
         let token = self.next;
         self.next += 1;
         let entry = Entry {
@@ -81,26 +96,62 @@ impl<J> Book<J> {
             state: State::Waiting,
             tries_left: tries,
             losses: 0,
+            urgency,
             answered: false,
         };
         self.entries.insert(token, entry);
-        self.waiting.push_back(token);
-        let last = self.deadlines.back().map_or(deadline, |(last, _)| *last);
-        self.deadlines.push_back((deadline.max(last), token));
+        self.waiting[queue_of(urgency)].push_back(token);
         token
     }
 
-    /// The job that is to be sent next, if one waits and a place is free.
-    pub fn next_to_send(&mut self) -> Option<(u64, &mut J)> {
-        if self.under_way >= self.limit {
-            return None;
-        }
-        while let Some(token) = self.waiting.front().copied() {
-            if self.entries.contains_key(&token) {
-                let entry = self.entries.get_mut(&token)?;
-                return Some((token, &mut entry.job));
+    fn set_deadline(&mut self, token: u64, deadline: Instant) {
+        let last = self.deadlines.back().map_or(deadline, |(last, _)| *last);
+        self.deadlines.push_back((deadline.max(last), token));
+    }
+
+    /// An opener now waits for this job too: it gets an opener's place and
+    /// deadline if it had none. `None` if it is gone or its time was up.
+    pub fn join(&mut self, token: u64, deadline: Instant) -> Option<&mut J> {
+        let entry = self.entries.get(&token).filter(|entry| !entry.answered)?;
+        if entry.urgency == Urgency::Prescan {
+            let waits = entry.state == State::Waiting;
+            self.set_deadline(token, deadline);
+            if waits {
+                self.waiting[queue_of(Urgency::Prescan)].retain(|other| *other != token);
+                self.waiting[queue_of(Urgency::Opener)].push_back(token);
             }
-            self.waiting.pop_front();
+        }
+        let entry = self.entries.get_mut(&token)?;
+        entry.urgency = Urgency::Opener;
+        Some(&mut entry.job)
+    }
+
+    /// Whether a job waits to be sent.
+    pub fn waits(&self, token: u64) -> bool {
+        self.entries
+            .get(&token)
+            .is_some_and(|entry| entry.state == State::Waiting)
+    }
+
+    /// The job that is to be sent next, if one waits and a place is free. The
+    /// last free place is kept for openers.
+    pub fn next_to_send(&mut self) -> Option<(u64, &mut J)> {
+        for urgency in [Urgency::Opener, Urgency::Prescan] {
+            let places = match urgency {
+                Urgency::Opener => self.limit,
+                Urgency::Prescan => self.limit.saturating_sub(1).max(1),
+            };
+            if self.under_way >= places {
+                return None;
+            }
+            let queue = &mut self.waiting[queue_of(urgency)];
+            while let Some(token) = queue.front().copied() {
+                if self.entries.contains_key(&token) {
+                    let entry = self.entries.get_mut(&token)?;
+                    return Some((token, &mut entry.job));
+                }
+                queue.pop_front();
+            }
         }
         None
     }
@@ -112,7 +163,13 @@ impl<J> Book<J> {
         {
             entry.state = State::UnderWay;
             self.under_way += 1;
-            self.waiting.retain(|waiting| *waiting != token);
+            let queue = &mut self.waiting[queue_of(entry.urgency)];
+            // It is the first one, but for what has left the book.
+            while let Some(first) = queue.pop_front() {
+                if first == token {
+                    break;
+                }
+            }
         }
     }
 
@@ -137,7 +194,8 @@ impl<J> Book<J> {
         entry.tries_left -= 1;
         entry.state = State::Waiting;
         self.under_way -= 1;
-        self.waiting.push_front(token);
+        let queue = queue_of(entry.urgency);
+        self.waiting[queue].push_front(token);
         true
     }
 
@@ -163,13 +221,14 @@ impl<J> Book<J> {
             };
             entry.losses += 1;
             if entry.answered {
-                lost.unwanted.push(entry.job);
+                lost.unwanted.push((token, entry.job));
             } else if entry.losses >= MAX_LOSSES {
-                lost.failed.push(entry.job);
+                lost.failed.push((token, entry.job));
             } else {
                 entry.state = State::Waiting;
+                let queue = queue_of(entry.urgency);
                 self.entries.insert(token, entry);
-                self.waiting.push_front(token);
+                self.waiting[queue].push_front(token);
                 lost.again += 1;
             }
         }
@@ -179,20 +238,21 @@ impl<J> Book<J> {
 
     /// clamd is not to be had: every waiting job without a try left is handed
     /// out. If connecting `was_tried` just now, the others lose a try.
-    pub fn unreachable(&mut self, was_tried: bool) -> Vec<J> {
+    pub fn unreachable(&mut self, was_tried: bool) -> Vec<(u64, J)> {
         let mut failed = Vec::new();
-        let mut kept = VecDeque::new();
-        for token in std::mem::take(&mut self.waiting) {
-            match self.entries.get_mut(&token) {
+        for queue in &mut self.waiting {
+            queue.retain(|token| match self.entries.get_mut(token) {
                 Some(entry) if entry.tries_left > 0 => {
                     entry.tries_left -= u32::from(was_tried);
-                    kept.push_back(token);
+                    true
                 }
-                Some(_) => failed.extend(self.entries.remove(&token).map(|entry| entry.job)),
-                None => {}
-            }
+                Some(_) => {
+                    failed.extend(self.entries.remove(token).map(|entry| (*token, entry.job)));
+                    false
+                }
+                None => false,
+            });
         }
-        self.waiting = kept;
         failed
     }
 
@@ -213,7 +273,7 @@ impl<J> Book<J> {
                 return self
                     .entries
                     .remove(&token)
-                    .map(|entry| Due::Waiting(entry.job));
+                    .map(|entry| Due::Waiting(token, entry.job));
             }
             return self.entries.get_mut(&token).map(|entry| {
                 entry.answered = true;
@@ -237,7 +297,15 @@ impl<J> Book<J> {
     pub fn has_waiting(&self) -> bool {
         self.waiting
             .iter()
+            .flatten()
             .any(|token| self.entries.contains_key(token))
+    }
+}
+
+fn queue_of(urgency: Urgency) -> usize {
+    match urgency {
+        Urgency::Opener => 0,
+        Urgency::Prescan => 1,
     }
 }
 
@@ -272,7 +340,7 @@ mod tests {
         let (token, _) = book.next_to_send().unwrap();
         book.sent(token);
         assert_eq!(book.next_due(now), Some(Due::UnderWay(&mut 'a')));
-        assert_eq!(book.next_due(now), Some(Due::Waiting('b')));
+        assert_eq!(book.next_due(now), Some(Due::Waiting(1, 'b')));
         assert_eq!(book.next_due(now), None);
         assert_eq!(book.under_way(), 1);
         assert_eq!(book.done(token), Some(('a', true)));
@@ -295,7 +363,7 @@ mod tests {
         let lost = book.session_lost();
         assert_eq!(
             (lost.unwanted, lost.failed, lost.again),
-            (vec!['a'], vec![], 2)
+            (vec![(0, 'a')], vec![], 2)
         );
         let order: Vec<char> = std::iter::from_fn(|| {
             let (token, job) = book.next_to_send()?;
@@ -306,7 +374,7 @@ mod tests {
         .collect();
         assert_eq!(order, ['b', 'c', 'd']);
         let lost = book.session_lost();
-        assert_eq!((lost.failed, lost.again), (vec!['c', 'b'], 1));
+        assert_eq!((lost.failed, lost.again), (vec![(2, 'c'), (1, 'b')], 1));
     }
 
     #[test]
@@ -316,10 +384,42 @@ mod tests {
         let token = book.add('a', now, 1);
         book.sent(token);
         assert!(book.retry(token));
-        assert!(book.unreachable(true) == ['a']);
+        assert!(book.unreachable(true) == [(token, 'a')]);
         let token = book.add('b', now, 1);
         assert!(book.unreachable(false).is_empty() && book.unreachable(true).is_empty());
-        assert!(book.unreachable(false) == ['b'] && book.done(token).is_none());
+        assert!(book.unreachable(false) == [(token, 'b')] && book.done(token).is_none());
+    }
+
+    #[test]
+    fn openers_come_first_and_keep_a_place() {
+        let now = Instant::now();
+        let mut book = Book::new(2);
+        book.add_prescan('p');
+        book.add_prescan('q');
+        book.add('a', now, 0);
+        let mut send = || {
+            let (token, job) = book.next_to_send()?;
+            let job = *job;
+            book.sent(token);
+            Some(job)
+        };
+        assert_eq!(send(), Some('a'));
+        assert_eq!(send(), None, "the last place is an opener's");
+        book.done(2);
+        assert!(matches!(book.next_to_send(), Some((0, 'p'))));
+    }
+
+    #[test]
+    fn an_opener_that_joins_a_prescan_brings_urgency_and_deadline() {
+        let now = Instant::now();
+        let mut book = Book::new(2);
+        book.add_prescan('p');
+        let late = book.add_prescan('q');
+        assert_eq!(book.next_due(now), None);
+        assert_eq!(book.join(late, now), Some(&mut 'q'));
+        assert!(matches!(book.next_to_send(), Some((_, 'q'))));
+        assert_eq!(book.next_due(now), Some(Due::Waiting(late, 'q')));
+        assert_eq!(book.join(late, now), None);
     }
 
     #[derive(Clone, Debug)]
@@ -377,15 +477,15 @@ mod tests {
                     }
                     Step::Lost => {
                         let lost = book.session_lost();
-                        for job in lost.unwanted {
+                        for (_, job) in lost.unwanted {
                             prop_assert_eq!(answers[job], 1);
                         }
-                        for job in lost.failed {
+                        for (_, job) in lost.failed {
                             answers[job] += 1;
                         }
                     }
                     Step::Unreachable(was_tried) => {
-                        for job in book.unreachable(was_tried) {
+                        for (_, job) in book.unreachable(was_tried) {
                             answers[job] += 1;
                         }
                     }
@@ -393,7 +493,7 @@ mod tests {
                         now += Duration::from_millis(u64::from(millis));
                         while let Some(due) = book.next_due(now) {
                             let job = match due {
-                                Due::Waiting(job) => job,
+                                Due::Waiting(_, job) => job,
                                 Due::UnderWay(job) => *job,
                             };
                             answers[job] += 1;
@@ -405,7 +505,7 @@ mod tests {
             }
             while let Some(due) = book.next_due(now + Duration::from_secs(1)) {
                 let job = match due {
-                    Due::Waiting(job) => job,
+                    Due::Waiting(_, job) => job,
                     Due::UnderWay(job) => *job,
                 };
                 answers[job] += 1;

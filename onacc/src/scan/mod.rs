@@ -7,10 +7,12 @@
 mod book;
 mod prescan;
 mod service;
+mod versions;
 
+use std::sync::Arc;
 use std::time::Instant;
 
-use crate::kernel::fanotify::PendingEvent;
+use crate::kernel::fanotify::{Answer, PendingEvent};
 use crate::kernel::file::FileStat;
 
 pub use book::Book;
@@ -28,10 +30,49 @@ pub struct ScanJob {
     pub stat: FileStat,
     /// Whether a clean verdict may become a clean mark.
     pub markable: bool,
+    /// Whether each store into the file changes its stamps.
+    pub stamps_tell: bool,
     /// When the reader saw the event.
     pub arrived: Instant,
     /// How urgent it is.
     pub urgency: Urgency,
+    /// Others who wait for the same scan.
+    pub joined: Vec<Joined>,
+}
+
+impl ScanJob {
+    /// Answers everybody who waits for this job.
+    pub fn answer(&mut self, answer: Answer) {
+        self.event.answer(answer);
+        for other in &mut self.joined {
+            other.event.answer(answer);
+        }
+    }
+}
+
+/// A further event that one scan serves.
+#[derive(Debug)]
+pub struct Joined {
+    /// The event.
+    pub event: PendingEvent,
+    /// The path that this opener used.
+    pub path: Vec<u8>,
+}
+
+/// What the reader and the prescans hand over.
+#[derive(Debug)]
+pub enum Work {
+    /// To be scanned.
+    Scan(ScanJob),
+    /// Answered already: the verdict of this very version is known.
+    KnownInfected {
+        /// The path, as in [`ScanJob`].
+        path: Vec<u8>,
+        /// Names that the file has.
+        links: u32,
+        /// The signature's name.
+        signature: Arc<str>,
+    },
 }
 
 /// How urgent a job is.

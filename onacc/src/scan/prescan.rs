@@ -8,7 +8,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::{ScanJob, Urgency};
+use super::{ScanJob, Urgency, Work};
 use crate::kernel::SyscallError;
 use crate::kernel::fanotify::{FdBudget, PendingEvent};
 use crate::kernel::file;
@@ -32,13 +32,13 @@ pub enum PrescanRefused {
 /// Hands files over to be scanned.
 #[derive(Clone, Debug)]
 pub struct Prescan {
-    jobs: Mailbox<ScanJob>,
+    jobs: Mailbox<Work>,
     budget: Arc<FdBudget>,
 }
 
 impl Prescan {
     /// Jobs go to `jobs`; `budget` bounds how many wait.
-    pub fn new(jobs: Mailbox<ScanJob>, budget: Arc<FdBudget>) -> Self {
+    pub fn new(jobs: Mailbox<Work>, budget: Arc<FdBudget>) -> Self {
         Self { jobs, budget }
     }
 
@@ -60,14 +60,16 @@ impl Prescan {
         }
         let permit = self.budget.try_take().ok_or(PrescanRefused::Busy)?;
         let opened = file::reopen(file.as_fd())?;
-        self.jobs.send(ScanJob {
+        self.jobs.send(Work::Scan(ScanJob {
             event: PendingEvent::unsolicited(opened, permit),
             path,
             stat,
             markable: policy.may_mark(&stat),
+            stamps_tell: policy.stamps_tell(&stat),
             arrived: Instant::now(),
             urgency: Urgency::Prescan,
-        });
+            joined: Vec::new(),
+        }));
         Ok(())
     }
 }

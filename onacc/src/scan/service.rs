@@ -6,23 +6,26 @@
 //! 3). Must not: place marks or open a file. Tested by `tests/`.
 
 use std::collections::VecDeque;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant, SystemTime};
 
 use nix::poll::PollFlags;
 
-use super::ScanJob;
 use super::book::{Book, Due};
+use super::versions::Versions;
+use super::{Joined, ScanJob, Urgency, Work};
 use crate::clamd::protocol::Reply;
 use crate::clamd::{ConnectError, Received, Sent, Session, SessionError};
 use crate::coverage::keeper::{CleanFile, KeeperMessage};
 use crate::intake::ScannerIdentity;
 use crate::kernel::fanotify::{Answer, WriterProbe};
+use crate::kernel::file::{self, FileStat};
 use crate::kernel::wake::{Mailbox, sleep};
 use crate::observe::counters::Counters;
 use crate::observe::heartbeat::Heartbeat;
+use crate::policy::{Verdict, VerdictCache, lock, stamps};
 use crate::respond::report::{self, Failure, FailureLines};
 
 /// First pause after a failed connection; doubled up to [`LONGEST_PAUSE`].
@@ -30,6 +33,12 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// Silence, with scans under way, after which clamd is asked for a sign of life.
 const SILENCE: Duration = Duration::from_millis(500);
+
+/// How long a written file rests before it is scanned ahead: its stamps must be
+/// old enough for the verdict to be kept (`stamps::is_young`).
+const PRESCAN_DELAY: Duration = Duration::from_millis(60);
+/// How often clamd is asked for the version of its database.
+const VERSION_EVERY: Duration = Duration::from_secs(5);
 
 /// What the settings allow.
 #[derive(Clone, Debug)]
@@ -50,12 +59,14 @@ pub struct Limits {
 
 /// Whom the service speaks with.
 pub struct Links {
-    /// Jobs from the reader.
-    pub jobs: Mailbox<ScanJob>,
+    /// Work from the reader and the prescans.
+    pub jobs: Mailbox<Work>,
     /// Clean files for the keeper of marks.
     pub keeper: Mailbox<KeeperMessage>,
     /// Told clamd's process id.
     pub scanner: Arc<ScannerIdentity>,
+    /// Verdicts that still hold.
+    pub verdicts: Arc<Mutex<VerdictCache>>,
     /// Counts.
     pub counters: Arc<Counters>,
     /// Asked whether a file has writers.
@@ -71,6 +82,14 @@ pub struct Service {
     limits: Limits,
     links: Links,
     book: Book<ScanJob>,
+    versions: Versions,
+    /// Prescans that wait until their file's stamps are old enough to tell.
+    later: VecDeque<ScanJob>,
+    /// Version of clamd and its database, as it last said.
+    version: String,
+    /// Number of the database, which only this thread raises.
+    generation: u64,
+    next_version: Instant,
     session: Option<Session>,
     /// No connection is tried before.
     next_connect: Instant,
@@ -89,9 +108,15 @@ pub struct Service {
 enum After {
     Clean(CleanFile),
     Infected {
-        job: ScanJob,
-        signature: String,
+        paths: Vec<Vec<u8>>,
+        links: u32,
+        signature: Arc<str>,
         late: bool,
+    },
+    Known {
+        path: Vec<u8>,
+        links: u32,
+        signature: Arc<str>,
     },
     Failed {
         path: Vec<u8>,
@@ -105,6 +130,11 @@ impl Service {
         let now = Instant::now();
         Self {
             book: Book::new(limits.max_scans),
+            versions: Versions::default(),
+            later: VecDeque::new(),
+            version: String::new(),
+            generation: 0,
+            next_version: now,
             limits,
             links,
             session: None,
@@ -126,9 +156,10 @@ impl Service {
             self.links.heartbeat.beat();
             self.links.jobs.drain(&mut incoming);
             let now = Instant::now();
-            for job in incoming.drain(..) {
-                self.take_in(job, now);
+            for work in incoming.drain(..) {
+                self.take_in(work, now);
             }
+            self.take_later(now);
             self.receive();
             self.pump(Instant::now());
             self.expire(Instant::now());
@@ -138,15 +169,78 @@ impl Service {
         }
     }
 
-    fn take_in(&mut self, job: ScanJob, now: Instant) {
+    fn take_in(&mut self, work: Work, now: Instant) {
+        match work {
+            Work::Scan(job) if job.urgency == Urgency::Prescan => self.later.push_back(job),
+            Work::Scan(job) => self.take_opener(job, now),
+            Work::KnownInfected {
+                path,
+                links,
+                signature,
+            } => self.after.push_back(After::Known {
+                path,
+                links,
+                signature,
+            }),
+        }
+    }
+
+    fn take_opener(&mut self, job: ScanJob, now: Instant) {
         if self.stalled {
             // Whoever comes now would only wait for what the others waited in vain.
             self.links.counters.stalled.up();
             self.fail(job, Failure::Stalled);
             return;
         }
-        let deadline = job.arrived + self.limits.bound;
-        self.book.add(job, deadline.max(now), self.limits.retries);
+        let deadline = (job.arrived + self.limits.bound).max(now);
+        let key = job.stat.key;
+        let found = self
+            .versions
+            .find(&job.stat, |token| self.book.waits(token));
+        if let Some(token) = found
+            && let Some(other) = self.book.join(token, deadline)
+        {
+            self.links.counters.joined.up();
+            other.stat = job.stat;
+            other.joined.push(Joined {
+                event: job.event,
+                path: job.path,
+            });
+            return;
+        }
+        let token = self.book.add(job, deadline, self.limits.retries);
+        self.versions.enter(key, token);
+    }
+
+    /// Prescans whose time has come, if they are still worth it.
+    fn take_later(&mut self, now: Instant) {
+        while let Some(job) = self.later.front()
+            && now >= job.arrived + PRESCAN_DELAY
+        {
+            let Some(mut job) = self.later.pop_front() else {
+                return;
+            };
+            let Some(stat) = job
+                .event
+                .file()
+                .and_then(|file| file::stat(file.as_fd()).ok())
+            else {
+                continue;
+            };
+            let known = lock(&self.links.verdicts).get(&stat).is_some();
+            let in_book = self.versions.find(&stat, |_| true).is_some();
+            let deleted = stat.links == 0;
+            let young = stamps::is_young(stat.changed, SystemTime::now());
+            // A young file was written again: the close after that brings it back.
+            if known || in_book || deleted || (young && job.stamps_tell) || self.stalled {
+                self.links.counters.prescans_skipped.up();
+                continue;
+            }
+            self.links.counters.prescans.up();
+            job.stat = stat;
+            let token = self.book.add_prescan(job);
+            self.versions.enter(stat.key, token);
+        }
     }
 
     /// Sends as many waiting jobs as there are places.
@@ -164,12 +258,14 @@ impl Service {
             let (Some(file), Some(session)) = (job.event.file(), self.session.as_mut()) else {
                 return;
             };
-            if job.markable && !has_no_writers(&self.links.writers, file.as_fd()) {
-                job.markable = false;
-                self.links.counters.unmarked_writers.up();
-            }
+            let steady = job.stamps_tell && is_steady(&self.links, &job.stat, file.as_fd());
+            let stat = job.stat;
             match session.scan(file.as_fd(), token, now) {
-                Ok(Sent::Yes) => self.book.sent(token),
+                Ok(Sent::Yes) => {
+                    let began = steady.then_some((stat, self.generation));
+                    self.versions.sent(stat.key, token, began);
+                    self.book.sent(token);
+                }
                 Ok(Sent::Full) => return,
                 Err(error) => return self.lose_session(&error, now),
             }
@@ -193,7 +289,8 @@ impl Service {
                 Err(error) => self.connection_failed(&error, now),
             }
         }
-        for job in self.book.unreachable(try_now) {
+        for (token, job) in self.book.unreachable(try_now) {
+            self.versions.leave(job.stat.key, token);
             self.links.counters.unreachable.up();
             self.fail(job, Failure::Unreachable);
         }
@@ -221,7 +318,11 @@ impl Service {
         }
         let lost = self.book.session_lost();
         self.links.counters.retries.add(lost.again);
-        for job in lost.failed {
+        for (token, job) in lost.unwanted {
+            self.versions.leave(job.stat.key, token);
+        }
+        for (token, job) in lost.failed {
+            self.versions.leave(job.stat.key, token);
             self.links.counters.scan_errors.up();
             self.fail(job, Failure::Scan("the session ended twice".into()));
         }
@@ -259,7 +360,25 @@ impl Service {
 
     fn session_works(&mut self, version: &str) {
         self.pause = FIRST_PAUSE;
+        if version != self.version {
+            if !self.version.is_empty() {
+                self.new_database(version);
+            }
+            version.clone_into(&mut self.version);
+        }
         report::connected(version, std::mem::take(&mut self.outage_reported));
+    }
+
+    /// No verdict of the old database holds any more.
+    fn new_database(&mut self, version: &str) {
+        let mut verdicts = lock(&self.links.verdicts);
+        verdicts.new_generation();
+        self.generation = verdicts.generation();
+        drop(verdicts);
+        self.links.counters.generations.up();
+        let why = "clamd has another signature database";
+        self.links.keeper.send(KeeperMessage::Flush(why));
+        report::new_database(version);
     }
 
     fn complete(&mut self, token: u64, reply: Reply) {
@@ -272,28 +391,27 @@ impl Service {
         let Some((mut job, late)) = self.book.done(token) else {
             return;
         };
+        let began = self.versions.leave(job.stat.key, token);
         if late {
             self.links.counters.late_verdicts.up();
         }
         match reply {
             Reply::Clean => {
-                job.event.answer(Answer::Allow);
+                job.answer(Answer::Allow);
                 self.links.counters.clean.up();
-                if job.markable
-                    && let Some(file) = job.event.into_file()
-                {
-                    let stat = job.stat;
-                    self.after.push_back(After::Clean(CleanFile { file, stat }));
-                }
+                self.keep(job, Verdict::Clean, began);
             }
             Reply::Found(signature) => {
-                job.event.answer(Answer::Deny);
+                job.answer(Answer::Deny);
                 self.links.counters.infected.up();
+                let signature: Arc<str> = signature.into();
                 self.after.push_back(After::Infected {
-                    job,
-                    signature,
+                    paths: paths_of(&mut job),
+                    links: job.stat.links,
+                    signature: Arc::clone(&signature),
                     late,
                 });
+                self.keep(job, Verdict::Infected(signature), began);
             }
             Reply::Error(words) => {
                 self.links.counters.scan_errors.up();
@@ -306,10 +424,35 @@ impl Service {
         }
     }
 
+    /// Keeps a verdict if it is certain of which bytes it speaks: the file was
+    /// steady when the scan began, and is the same now (invariant 6).
+    fn keep(&mut self, job: ScanJob, verdict: Verdict, began: Option<(FileStat, u64)>) {
+        let markable = job.markable && verdict == Verdict::Clean;
+        let (Some((stat, generation)), Some(file)) = (began, job.event.into_file()) else {
+            return;
+        };
+        let same = file::stat(file.as_fd()).is_ok_and(|now| stamps::same_version(&now, &stat));
+        if !same {
+            self.links.counters.unmarked_changed.up();
+            return;
+        }
+        lock(&self.links.verdicts).insert(&stat, verdict, generation);
+        if markable {
+            self.after.push_back(After::Clean(CleanFile {
+                file,
+                stat,
+                generation,
+            }));
+        }
+    }
+
     /// Answers by the fail policy.
     fn fail(&mut self, mut job: ScanJob, failure: Failure) {
         let answer = self.failure_answer(job.event.tid());
-        job.event.answer(answer);
+        job.answer(answer);
+        if job.urgency == Urgency::Prescan && job.joined.is_empty() {
+            return;
+        }
         self.after.push_back(After::Failed {
             path: std::mem::take(&mut job.path),
             failure,
@@ -335,12 +478,13 @@ impl Service {
             let on_failure = self.limits.on_failure;
             let (path, waiting) = match self.book.next_due(now) {
                 None => return,
-                Some(Due::Waiting(mut job)) => {
-                    job.event.answer(on_failure);
+                Some(Due::Waiting(token, mut job)) => {
+                    self.versions.leave(job.stat.key, token);
+                    job.answer(on_failure);
                     (std::mem::take(&mut job.path), true)
                 }
                 Some(Due::UnderWay(job)) => {
-                    job.event.answer(on_failure);
+                    job.answer(on_failure);
                     (job.path.clone(), false)
                 }
             };
@@ -354,8 +498,8 @@ impl Service {
         }
     }
 
-    /// Pings a clamd that is silent though it has scans under way, and one that
-    /// would close an idle session.
+    /// Asks a clamd that is silent though it has scans under way, one that would
+    /// close an idle session, and, now and then, for the version of its database.
     fn ask_for_sign(&mut self, now: Instant) {
         let (silence, keep_alive) = (self.silence(), self.keep_alive());
         let Some(session) = &mut self.session else {
@@ -366,9 +510,11 @@ impl Service {
         }
         let silent = self.book.under_way() > 0 && now >= self.last_sign + silence;
         let idle = now >= session.last_command() + keep_alive;
-        if (silent || idle)
-            && let Err(error) = session.ping(now)
-        {
+        if now < self.next_version && !silent && !idle {
+            return;
+        }
+        self.next_version = now + VERSION_EVERY;
+        if let Err(error) = session.ask_version(now) {
             self.lose_session(&error, now);
         }
     }
@@ -387,10 +533,23 @@ impl Service {
             match after {
                 After::Clean(clean) => self.links.keeper.send(KeeperMessage::Clean(clean)),
                 After::Infected {
-                    job,
+                    paths,
+                    links,
                     signature,
                     late,
-                } => report::infected(&job, &signature, late),
+                } => {
+                    for path in &paths {
+                        report::infected(path, links, &signature);
+                    }
+                    if late {
+                        report::late(paths.first().map_or(&[], Vec::as_slice));
+                    }
+                }
+                After::Known {
+                    path,
+                    links,
+                    signature,
+                } => report::infected(&path, links, &signature),
                 After::Failed { path, failure } => {
                     self.failures
                         .report(&path, &failure, self.limits.on_failure);
@@ -400,11 +559,13 @@ impl Service {
     }
 
     fn wake_at(&self) -> Option<Instant> {
-        let mut times = [None; 4];
+        let mut times = [None; 6];
+        times[4] = self.later.front().map(|job| job.arrived + PRESCAN_DELAY);
         times[0] = self.book.next_deadline();
         if let Some(session) = &self.session {
             if !session.awaits_sign_of_life() {
                 times[1] = Some(session.last_command() + self.keep_alive());
+                times[5] = Some(self.next_version);
                 if self.book.under_way() > 0 {
                     times[2] = Some(self.last_sign + self.silence());
                 }
@@ -444,8 +605,29 @@ impl Service {
     }
 }
 
-/// A clean verdict is worth a mark only if nobody could store into the file,
-/// unseen, through a mapping made before the scan began.
-fn has_no_writers(probe: &WriterProbe, file: std::os::fd::BorrowedFd<'_>) -> bool {
-    probe.has_writers(file).is_ok_and(|writers| !writers)
+/// Whether nothing can be stored into this file, from now on, without its stamps
+/// changing: they are old enough, and nobody has a mapping that could take a
+/// store without a page fault.
+fn is_steady(links: &Links, stat: &FileStat, file: BorrowedFd<'_>) -> bool {
+    if stamps::is_young(stat.changed, SystemTime::now()) {
+        links.counters.unmarked_young.up();
+        return false;
+    }
+    let writers = links.writers.has_writers(file).unwrap_or(true);
+    if writers {
+        links.counters.unmarked_writers.up();
+    }
+    !writers
+}
+
+/// The paths that a job's openers used, each once.
+fn paths_of(job: &mut ScanJob) -> Vec<Vec<u8>> {
+    let mut paths = vec![std::mem::take(&mut job.path)];
+    for other in &mut job.joined {
+        let path = std::mem::take(&mut other.path);
+        if !paths.contains(&path) {
+            paths.push(path);
+        }
+    }
+    paths
 }

@@ -14,7 +14,7 @@ use crate::kernel::SyscallError;
 
 /// `FAN_MARK_EVICTABLE` (include/uapi/linux/fanotify.h, since 5.19): the mark
 /// does not pin the inode and goes with it.
-const FAN_MARK_EVICTABLE: u32 = 0x200;
+pub(super) const FAN_MARK_EVICTABLE: u32 = 0x200;
 
 /// A mark could not be placed or removed.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +35,8 @@ pub enum MarkError {
 pub struct ProbedFeatures {
     /// Evictable ignore marks: the kernel's own cache of clean verdicts (since 5.19).
     pub evictable_marks: bool,
+    /// Ignore marks on directories that heed their files (since 6.0).
+    pub directory_ignore_marks: bool,
 }
 
 /// A second group that is never read. Its only use is to ask the kernel whether
@@ -79,6 +81,11 @@ impl WriterProbe {
 }
 
 impl Group {
+    /// What a filesystem mark asks for: opens, and closes after writing.
+    pub(super) fn event_mask(&self) -> u64 {
+        self.open_mask() | libc::FAN_CLOSE_WRITE
+    }
+
     fn open_mask(&self) -> u64 {
         match self.kind() {
             GroupKind::Permission => libc::FAN_OPEN_PERM,
@@ -93,7 +100,7 @@ impl Group {
     /// [`MarkError::Refused`] for procfs and its like.
     pub fn mark_filesystem(&self, root: BorrowedFd<'_>) -> Result<(), MarkError> {
         let flags = libc::FAN_MARK_ADD | libc::FAN_MARK_FILESYSTEM;
-        match mark(self, flags, self.open_mask(), At::ProcFd(root)) {
+        match mark(self, flags, self.event_mask(), At::ProcFd(root)) {
             Ok(()) => Ok(()),
             Err(error) if matches!(error.errno(), libc::EINVAL | libc::EOPNOTSUPP) => {
                 Err(MarkError::Refused)
@@ -108,7 +115,7 @@ impl Group {
     /// [`MarkError::Absent`] if there is none.
     pub fn unmark_filesystem(&self, root: BorrowedFd<'_>) -> Result<(), MarkError> {
         let flags = libc::FAN_MARK_REMOVE | libc::FAN_MARK_FILESYSTEM;
-        absent(mark(self, flags, self.open_mask(), At::ProcFd(root)))
+        absent(mark(self, flags, self.event_mask(), At::ProcFd(root)))
     }
 
     /// Places the clean mark: opens of this inode raise no event until it is
@@ -152,7 +159,19 @@ impl Group {
             Err(MarkError::Other(error)) => return Err(error),
             Err(MarkError::Refused | MarkError::Absent) => false,
         };
-        Ok(ProbedFeatures { evictable_marks })
+        // On the root directory, for a moment, before any mark is there to be ignored.
+        let root = std::fs::File::open("/").map_err(|source| SyscallError {
+            call: "open of /",
+            source,
+        })?;
+        let directory_ignore_marks = match self.ignore_directory(root.as_fd()) {
+            Ok(()) => self.unignore_directory(root.as_fd()).is_ok(),
+            Err(_) => false,
+        };
+        Ok(ProbedFeatures {
+            evictable_marks,
+            directory_ignore_marks,
+        })
     }
 }
 
@@ -171,7 +190,7 @@ fn absent(result: Result<(), SyscallError>) -> Result<(), MarkError> {
 
 /// What a mark is placed on.
 #[derive(Clone, Copy)]
-enum At<'a> {
+pub(super) enum At<'a> {
     /// An open fd.
     Fd(BorrowedFd<'a>),
     /// An fd that may be `O_PATH`, which `fanotify_mark` takes by path alone.
@@ -179,7 +198,16 @@ enum At<'a> {
     Nothing,
 }
 
-fn mark(group: &Group, flags: u32, mask: u64, at: At<'_>) -> Result<(), SyscallError> {
+pub(super) fn mark(group: &Group, flags: u32, mask: u64, at: At<'_>) -> Result<(), SyscallError> {
+    mark_raw(group.raw(), flags, mask, at)
+}
+
+pub(super) fn mark_raw(
+    group: RawFd,
+    flags: u32,
+    mask: u64,
+    at: At<'_>,
+) -> Result<(), SyscallError> {
     let mut name = [0u8; 32];
     let (dir, path): (RawFd, Option<&CStr>) = match at {
         At::Fd(fd) => (fd.as_raw_fd(), None),
@@ -193,7 +221,7 @@ fn mark(group: &Group, flags: u32, mask: u64, at: At<'_>) -> Result<(), SyscallE
     // that of a NUL-terminated string which lives until after the call.
     let result = unsafe {
         libc::fanotify_mark(
-            group.raw(),
+            group,
             flags,
             mask,
             dir,

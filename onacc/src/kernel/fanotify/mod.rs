@@ -7,8 +7,10 @@
 pub mod event;
 mod group;
 mod marks;
+mod outside;
 mod pending;
 
 pub use group::{Group, GroupKind, InitError, ReadBuffer, ReadError};
 pub use marks::{MarkError, ProbedFeatures, WriterProbe};
+pub use outside::MoveWatch;
 pub use pending::{Answer, EventFile, FdBudget, PendingEvent, Permit};

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::event::RawEvent;
-use super::group::{Group, GroupKind};
+use super::group::Group;
 use crate::kernel::wake::Wake;
 
 /// What the kernel is told.
@@ -47,6 +47,12 @@ impl FdBudget {
     /// the room can grow behind its back, never shrink.
     pub fn room(&self) -> usize {
         self.limit.saturating_sub(self.used.load(Ordering::Acquire))
+    }
+
+    /// Whether less than half of the budget is in use: enough for what nobody
+    /// waits for.
+    pub fn is_ample(&self) -> bool {
+        self.room() > self.limit / 2
     }
 
     /// Fds in use.
@@ -135,7 +141,8 @@ impl PendingEvent {
         file: Option<EventFile>,
         on_drop: Answer,
     ) -> Self {
-        let owed = (group.kind() == GroupKind::Permission && file.is_some()).then(|| Owed {
+        let permission = event.mask & (libc::FAN_OPEN_PERM | libc::FAN_ACCESS_PERM) != 0;
+        let owed = (permission && file.is_some()).then(|| Owed {
             group: Arc::clone(group),
             on_drop,
         });
@@ -165,6 +172,11 @@ impl PendingEvent {
     /// Whether the kernel's queue overflowed: events were lost (notify-only).
     pub fn is_overflow(&self) -> bool {
         self.mask & libc::FAN_Q_OVERFLOW != 0
+    }
+
+    /// Whether the event tells of a file that was open for writing and is closed now.
+    pub fn is_close_after_write(&self) -> bool {
+        self.mask & libc::FAN_CLOSE_WRITE != 0
     }
 
     /// The opened file, unless the event has none (overflow).

@@ -1,0 +1,103 @@
+//! Directories out of scope: learned one by one, ignored in the kernel.
+//!
+//! An ignored directory that comes into scope by a move would hide infected
+//! files. So each, and every directory above it up to the filesystem's root, is
+//! watched for moves BEFORE it is ignored, and its place is judged again after
+//! that: a later move is reported, an earlier one is seen. Must not: ignore a
+//! directory where any of this fails. Tested by `tests/`.
+
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+
+use nix::fcntl::{OFlag, open, openat};
+use nix::sys::stat::Mode;
+
+use crate::kernel::fanotify::{Group, MoveWatch};
+use crate::kernel::file;
+use crate::policy::{Policy, Side};
+
+/// Directories between an ignored one and the root.
+const MAX_DEPTH: usize = 256;
+
+/// The ignored directories.
+#[derive(Debug)]
+pub struct OutsideMarks {
+    moves: MoveWatch,
+}
+
+impl OutsideMarks {
+    /// None yet.
+    pub fn new(moves: MoveWatch) -> Self {
+        Self { moves }
+    }
+
+    /// Ignores the directory at `path` if it is out of scope, and nothing
+    /// directly in it is named by the settings. Whether it did.
+    pub fn learn(&self, group: &Group, policy: &Arc<Policy>, path: &[u8]) -> bool {
+        use std::os::unix::ffi::OsStrExt as _;
+        let path = Path::new(std::ffi::OsStr::from_bytes(path));
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let Ok(directory) = open(path, flags, Mode::empty()) else {
+            return false;
+        };
+        if !is_outside(policy, directory.as_fd()) || self.watch_chain(&directory).is_none() {
+            return false;
+        }
+        // A move since is reported; one before shows here.
+        is_outside(policy, directory.as_fd()) && group.ignore_directory(directory.as_fd()).is_ok()
+    }
+
+    /// Watches the directory and all above it, each before its parent is looked
+    /// up, so that the parent is the one that it has while it is watched.
+    fn watch_chain(&self, directory: &OwnedFd) -> Option<()> {
+        let mut here = directory.try_clone().ok()?;
+        let mut stat = file::stat(here.as_fd()).ok()?;
+        let mount = stat.mount;
+
+        for _ in 0..MAX_DEPTH {
+            // Placed again each time: an evictable watch goes with its inode. It
+            // cannot go while an inode below, with its ignore mark, is in memory.
+            self.moves.watch(here.as_fd()).ok()?;
+            let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+            let parent = openat(&here, "..", flags, Mode::empty()).ok()?;
+            let above = file::stat(parent.as_fd()).ok()?;
+            if above.mount != mount || above.key == stat.key {
+                return Some(());
+            }
+            (here, stat) = (parent, above);
+        }
+        None
+    }
+
+    /// Whether an ignored directory, or one above it, was moved since the last
+    /// call: then all ignore marks must go.
+    pub fn moved(&self) -> bool {
+        self.moves.moved()
+    }
+
+    /// Readable when something was moved.
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.moves.as_fd()
+    }
+}
+
+/// Whether this directory and its direct files are out of scope for certain.
+fn is_outside(policy: &Policy, directory: BorrowedFd<'_>) -> bool {
+    let Ok(stat) = file::stat(directory) else {
+        return false;
+    };
+    let Some(mount) = policy.mounts.get(stat.mount) else {
+        return false;
+    };
+    // Through a bind mount of a part, what lies above that part cannot be watched.
+    if mount.root != Path::new("/") {
+        return false;
+    }
+    let mut path = Vec::new();
+    if file::path_of(directory, &mut path).is_none() {
+        return false;
+    }
+    policy.scope.side_of_opened(mount, &path) == Some(Side::Outside)
+        && !policy.scope.names_something_in(mount, &path)
+}

@@ -1,0 +1,394 @@
+//! What the end-to-end tests share: a site to protect, and what is tried on it.
+//!
+//! Owns: the scene (a scratch filesystem, a clamd, an agent between them) and
+//! the ways in which a clean file becomes an infected one. Must not: assert what
+//! only one test file is about.
+
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::Write,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+use onacc_tests::{
+    Agent, Clamd, Counters, FakeClamd, Opened, Opening, ScratchFs, SharedMapping,
+    agent::AgentBuilder,
+    clamd::wait_until,
+    eicar,
+    fake_clamd::{Behaviour, RequestInfo},
+    open_within,
+};
+
+/// No open may take this long, on a machine with other work either.
+pub const LIMIT: Duration = Duration::from_secs(20);
+/// Protection that was disturbed is back by then.
+pub const SOON: Duration = Duration::from_secs(3);
+/// Within this time after a store through a shared mapping the clean mark is
+/// gone: the kernel reports the store before it is visible, and the agent takes
+/// the mark away as soon as it runs. On an idle machine that is microseconds.
+pub const STORE_WINDOW: Duration = Duration::from_millis(200);
+/// A file that was changed less than this ago gets no clean mark yet.
+pub const NO_LONGER_YOUNG: Duration = Duration::from_millis(60);
+
+/// What clamd calls a file that holds [`marker`] anywhere.
+pub const MARKER_NAME: &str = "Onacc.Test.Marker.UNOFFICIAL";
+
+/// Bytes that make any file that holds them infected for a [`Site`]'s clamd, put
+/// together at run time so that no binary holds them.
+pub fn marker() -> Vec<u8> {
+    ["[onacc-e2e-", "infected-here]"].concat().into_bytes()
+}
+
+/// A filesystem with a protected directory `in`, and a real clamd.
+pub struct Site {
+    clamd: Clamd,
+    clamd_dir: tempfile::TempDir,
+    scratch: ScratchFs,
+}
+
+impl Site {
+    /// On ext4, where clean files get marks.
+    pub fn ext4() -> Result<Self, String> {
+        Self::on(ScratchFs::ext4(64)?)
+    }
+
+    /// On tmpfs, where each open is scanned.
+    pub fn tmpfs() -> Result<Self, String> {
+        Self::on(ScratchFs::tmpfs(64)?)
+    }
+
+    /// On this filesystem.
+    pub fn on(scratch: ScratchFs) -> Result<Self, String> {
+        Clamd::installed()?;
+        let clamd_dir = tempfile::tempdir().map_err(|error| format!("a directory: {error}"))?;
+        write_marker_signature(clamd_dir.path());
+        let clamd = Clamd::builder(clamd_dir.path()).try_start()?;
+        scratch.mkdir("in");
+        Ok(Self {
+            clamd,
+            clamd_dir,
+            scratch,
+        })
+    }
+
+    /// The clamd.
+    pub fn clamd(&self) -> &Clamd {
+        &self.clamd
+    }
+
+    /// The filesystem.
+    pub fn scratch(&self) -> &ScratchFs {
+        &self.scratch
+    }
+
+    /// The protected directory.
+    pub fn watched(&self) -> PathBuf {
+        self.scratch.join("in")
+    }
+
+    /// Writes a file into the protected directory.
+    pub fn write(&self, name: impl AsRef<Path>, content: &[u8]) -> PathBuf {
+        self.scratch.write(Path::new("in").join(name), content)
+    }
+
+    /// An agent that prevents, with the protected directory as include path.
+    pub fn agent(&self) -> AgentBuilder {
+        Agent::builder(&self.clamd)
+            .prevention(true)
+            .include(self.watched())
+    }
+}
+
+/// Puts the signature of [`marker`] where a clamd in this directory will find it.
+pub fn write_marker_signature(dir: &Path) {
+    use std::fmt::Write as _;
+    let mut line = String::from("Onacc.Test.Marker:0:*:");
+    for byte in marker() {
+        write!(line, "{byte:02x}").expect("a string takes all");
+    }
+    let database = dir.join("db");
+    fs::create_dir_all(&database).expect("making clamd's database directory");
+    fs::write(database.join("marker.ndb"), line + "\n").expect("writing a signature");
+}
+
+/// A filesystem with a protected directory `in`, and a scripted clamd.
+pub struct FakeSite {
+    fake: FakeClamd,
+    fake_dir: tempfile::TempDir,
+    scratch: ScratchFs,
+}
+
+impl FakeSite {
+    /// On ext4. The script is asked about `FILDES` alone; the rest is usual.
+    pub fn ext4(
+        scan: impl Fn(&RequestInfo) -> Behaviour + Send + Sync + 'static,
+    ) -> Result<Self, String> {
+        Self::with_script(move |request| match request.command.as_str() {
+            "FILDES" => scan(request),
+            _ => Behaviour::usual(),
+        })
+    }
+
+    /// On ext4. The script is asked about every command.
+    pub fn with_script(
+        script: impl Fn(&RequestInfo) -> Behaviour + Send + Sync + 'static,
+    ) -> Result<Self, String> {
+        let scratch = ScratchFs::ext4(32)?;
+        let fake_dir = tempfile::tempdir().map_err(|error| format!("a directory: {error}"))?;
+        let fake = FakeClamd::start(fake_dir.path(), script);
+        scratch.mkdir("in");
+        Ok(Self {
+            fake,
+            fake_dir,
+            scratch,
+        })
+    }
+
+    /// The scripted clamd.
+    pub fn fake(&self) -> &FakeClamd {
+        &self.fake
+    }
+
+    /// The filesystem.
+    pub fn scratch(&self) -> &ScratchFs {
+        &self.scratch
+    }
+
+    /// The protected directory.
+    pub fn watched(&self) -> PathBuf {
+        self.scratch.join("in")
+    }
+
+    /// Writes a file into the protected directory.
+    pub fn write(&self, name: impl AsRef<Path>, content: &[u8]) -> PathBuf {
+        self.scratch.write(Path::new("in").join(name), content)
+    }
+
+    /// Writes this many clean files; each has its own content.
+    pub fn clean_files(&self, count: usize) -> Vec<PathBuf> {
+        (0..count)
+            .map(|n| self.write(format!("clean{n}"), format!("clean {n}").as_bytes()))
+            .collect()
+    }
+
+    /// An agent that prevents, with the protected directory as include path.
+    pub fn agent(&self) -> AgentBuilder {
+        Agent::builder(&self.fake)
+            .prevention(true)
+            .include(self.watched())
+    }
+}
+
+/// EICAR, which [`Behaviour::usual`] and clamd find at the start of a file.
+pub fn infected() -> Vec<u8> {
+    eicar()
+}
+
+/// Bytes that are clean, in a file of a few pages.
+pub fn clean() -> Vec<u8> {
+    b"nothing to see here\n".repeat(500)
+}
+
+/// The file must open now.
+#[track_caller]
+pub fn assert_opens(path: &Path) -> File {
+    opened(open_within(path, LIMIT), path)
+}
+
+/// The open must have succeeded.
+#[track_caller]
+pub fn opened(open: Opened, path: &Path) -> File {
+    match open.outcome {
+        onacc_tests::Outcome::Open(file) => file,
+        other => panic!("{} should open, but: {other:?}", shown(path)),
+    }
+}
+
+/// The open must be refused now, with EPERM.
+#[track_caller]
+pub fn assert_refused(path: &Path) {
+    let open = open_within(path, LIMIT);
+    assert!(
+        open.is_refused(),
+        "{} should be refused, but: {open:?}",
+        shown(path)
+    );
+}
+
+/// Opens until it is refused; how long that took, `None` if the limit passed.
+pub fn refused_within(path: &Path, limit: Duration) -> Option<Duration> {
+    let before = Instant::now();
+    loop {
+        let open = open_within(path, LIMIT);
+        if open.is_refused() {
+            return Some(before.elapsed());
+        }
+        if !open.is_open() || before.elapsed() >= limit {
+            return None;
+        }
+        drop(open);
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// A path for a message, cut if it is very long.
+pub fn shown(path: &Path) -> String {
+    let text = path.to_string_lossy();
+    let start: String = text.chars().take(300).collect();
+    if start.len() < text.len() {
+        format!("{start}… ({} bytes)", text.len())
+    } else {
+        start
+    }
+}
+
+/// Starts an open of each path at once, and waits for all of them.
+pub fn open_all<'a>(paths: impl IntoIterator<Item = &'a PathBuf>, limit: Duration) -> Vec<Opened> {
+    let openings: Vec<Opening> = paths.into_iter().map(|path| Opening::start(path)).collect();
+    let until = Instant::now() + limit;
+    openings
+        .into_iter()
+        .map(|opening| opening.within(until.saturating_duration_since(Instant::now())))
+        .collect()
+}
+
+/// The counters of an agent that runs.
+#[track_caller]
+pub fn counters(agent: &Agent) -> Counters {
+    agent.counters().expect("the agent answers SIGUSR1")
+}
+
+/// One counter of an agent that runs.
+#[track_caller]
+pub fn counter(agent: &Agent, name: &str) -> u64 {
+    let all = counters(agent);
+    *all.get(name)
+        .unwrap_or_else(|| panic!("there is no counter {name} in {all:?}"))
+}
+
+/// Opens a clean file until its clean mark is placed.
+#[track_caller]
+pub fn open_until_marked(agent: &Agent, path: &Path) {
+    let before = counter(agent, "marks_placed");
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        thread::sleep(NO_LONGER_YOUNG);
+        assert_opens(path);
+        if wait_until(Duration::from_millis(300), || {
+            counter(agent, "marks_placed") > before
+        }) {
+            return;
+        }
+        let now = counters(agent);
+        assert!(
+            Instant::now() < deadline,
+            "{} gets no clean mark: {now:?}",
+            shown(path)
+        );
+    }
+}
+
+/// One way in which a clean file becomes an infected one.
+pub struct Way {
+    /// What it is, for a message.
+    pub name: &'static str,
+    /// Makes the file at the path infected.
+    pub infect: fn(&Path),
+}
+
+const fn way(name: &'static str, infect: fn(&Path)) -> Way {
+    Way { name, infect }
+}
+
+/// Changes that the kernel itself takes for changes: right at once.
+pub const WRITES: &[Way] = &[
+    way("write", |path| {
+        let mut file = OpenOptions::new().write(true).open(path).expect("opening");
+        file.write_all(&infected()).expect("writing");
+    }),
+    way("truncate and write", |path| {
+        fs::write(path, infected()).expect("writing");
+    }),
+    way("append", |path| {
+        let mut file = OpenOptions::new().append(true).open(path).expect("opening");
+        file.write_all(&marker()).expect("writing");
+    }),
+    way("write in the middle of a big file", |path| {
+        let file = OpenOptions::new().write(true).open(path).expect("opening");
+        file.set_len(3 << 20).expect("making it big");
+        file.sync_all().expect("writing back");
+        file.write_all_at(&marker(), 1_500_001).expect("writing");
+    }),
+    way("write while still open", |path| {
+        let file = OpenOptions::new().write(true).open(path).expect("opening");
+        file.write_all_at(&infected(), 0).expect("writing");
+        // It stays open for writing for as long as the test runs.
+        std::mem::forget(file);
+    }),
+    way("copy_file_range", |path| {
+        let protected = path.parent().expect("a directory");
+        let source = protected.with_file_name("source of a copy");
+        fs::write(&source, infected()).expect("writing");
+        let mut from = File::open(&source).expect("opening what is out of scope");
+        let mut to = OpenOptions::new().write(true).open(path).expect("opening");
+        // That is copy_file_range(2), on one filesystem.
+        let count = std::io::copy(&mut from, &mut to).expect("copying");
+        assert_eq!(usize::try_from(count), Ok(infected().len()));
+    }),
+    way("rename over it", |path| {
+        let other = path.with_extension("new");
+        fs::write(&other, infected()).expect("writing");
+        fs::rename(&other, path).expect("renaming");
+    }),
+    way("exchange with another", |path| {
+        let other = path.with_extension("other");
+        fs::write(&other, infected()).expect("writing");
+        renameat2(AT_FDCWD, &other, AT_FDCWD, path, RenameFlags::RENAME_EXCHANGE)
+            .expect("exchanging");
+    }),
+];
+
+/// Stores through a shared mapping: no event says so.
+pub const STORES: &[Way] = &[
+    way("store through a mapping that stays", |path| {
+        let mut mapping = map(path);
+        mapping.store(0, &infected());
+        // It stays mapped for as long as the test runs.
+        std::mem::forget(mapping);
+    }),
+    way("store and unmap", |path| {
+        let mut mapping = map(path);
+        mapping.store(0, &infected());
+    }),
+    way("store, write back, unmap", |path| {
+        let mut mapping = map(path);
+        mapping.store(0, &infected());
+        let file = File::options().write(true).open(path);
+        // The open for writing may be the first that is refused.
+        if let Ok(file) = file {
+            file.sync_all().expect("writing back");
+        }
+    }),
+    way("store into the last page", |path| {
+        let length = fs::metadata(path).expect("its length").len();
+        let length = usize::try_from(length).expect("a small file");
+        let mut mapping = map(path);
+        mapping.store(length - marker().len(), &marker());
+    }),
+];
+
+/// Maps a file for shared writing, and closes it.
+pub fn map(path: &Path) -> SharedMapping {
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .open(path)
+        .expect("opening to map");
+    SharedMapping::of(&file).expect("mapping")
+}
