@@ -116,9 +116,13 @@ fn try_run(cli: &Cli) -> Result<(), AgentError> {
     process::register_thread();
     let signals = Signals::block()?;
     let open_files = process::raise_open_files()?;
+    let urgent = process::be_urgent();
     let counters = Arc::new(Counters::default());
     let targets = Targets::open(cli.log.as_deref(), cli.foreground)?;
     let logger = Logger::start(targets, cli.verbose, Arc::clone(&counters))?;
+    if let Err(error) = urgent {
+        tracing::debug!("onacc: {error}; openers may wait longer on a busy machine");
+    }
     for warning in &settings.warnings {
         tracing::warn!("{warning}");
     }
@@ -551,10 +555,16 @@ fn load_filter_plane(
     mode: BpfMode,
     features: ProbedFeatures,
 ) -> Result<Option<FilterPlane>, AgentError> {
-    let marks = if features.evictable_marks {
-        "filesystem marks, evictable ignore marks"
-    } else {
-        "filesystem marks; no evictable ignore marks (kernel before 5.19), so every open is an event"
+    let marks = match (features.evictable_marks, features.directory_ignore_marks) {
+        (true, true) => {
+            "filesystem marks, ignore marks on clean files and on directories out of scope"
+        }
+        (true, false) => {
+            "filesystem marks, ignore marks on clean files; none on directories (kernel before 6.0), so every open out of scope is an event"
+        }
+        _ => {
+            "filesystem marks; no evictable ignore marks (kernel before 5.19), so every open is an event"
+        }
     };
     tracing::info!("onacc: tier: fanotify: {marks} (probed)");
     let without =

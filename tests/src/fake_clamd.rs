@@ -3,12 +3,13 @@
 //! Owns: the server side of sessions, with passed descriptors, and a record of
 //! what was asked. Must not: scan (beyond looking for EICAR at a file's start).
 //! Every request is answered in a thread of its own, so replies overtake each
-//! other as clamd's do. Tested below.
+//! other as clamd's do. It passes for a process of its own, a stand-in that only
+//! sleeps: else all opens of the test would be clamd's own. Tested below.
 
 use std::{
     collections::HashMap,
     fs::{self, File},
-    io::{self, IoSliceMut, Write},
+    io::{self, IoSlice, IoSliceMut, Write},
     net::Shutdown,
     os::{
         fd::{AsRawFd, OwnedFd},
@@ -18,6 +19,7 @@ use std::{
         },
     },
     path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
@@ -25,10 +27,12 @@ use std::{
 
 use nix::{
     cmsg_space,
-    sys::socket::{ControlMessageOwned, MsgFlags, recvmsg},
+    sys::socket::{
+        ControlMessage, ControlMessageOwned, MsgFlags, UnixCredentials, recvmsg, sendmsg,
+    },
 };
 
-use crate::{clamd::EICAR_NAME, eicar, sys};
+use crate::{child, clamd::EICAR_NAME, eicar, sys};
 
 /// One request, as the script sees it.
 #[derive(Debug)]
@@ -179,6 +183,8 @@ type Script = dyn Fn(&RequestInfo) -> Behaviour + Send + Sync;
 
 struct Shared {
     script: Box<Script>,
+    /// Whom every reply is said to come from.
+    credentials: UnixCredentials,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -214,6 +220,7 @@ pub struct FakeClamd {
     socket: PathBuf,
     shared: Arc<Shared>,
     acceptor: Option<JoinHandle<()>>,
+    stand_in: Child,
 }
 
 impl FakeClamd {
@@ -224,8 +231,14 @@ impl FakeClamd {
     ) -> Self {
         let socket = dir.join("clamd.sock");
         let listener = UnixListener::bind(&socket).expect("the socket of the scripted clamd");
+        let mut sleep = Command::new("sleep");
+        sleep.arg("infinity").stdin(Stdio::null());
+        let stand_in = sys::die_with_parent(&mut sleep)
+            .spawn()
+            .expect("a process to pass for clamd");
         let shared = Arc::new(Shared {
             script: Box::new(script),
+            credentials: credentials_of(&stand_in),
             state: Mutex::default(),
             changed: Condvar::new(),
         });
@@ -254,12 +267,18 @@ impl FakeClamd {
             socket,
             shared,
             acceptor: Some(acceptor),
+            stand_in,
         }
     }
 
     /// The socket.
     pub fn socket(&self) -> &Path {
         &self.socket
+    }
+
+    /// The process that it passes for.
+    pub fn pid(&self) -> u32 {
+        self.stand_in.id()
     }
 
     /// All requests so far, in the order they came.
@@ -315,7 +334,34 @@ impl Drop for FakeClamd {
         // Passed files are closed when their threads have ended.
         self.shared
             .wait_while(Duration::from_secs(5), |state| state.threads > 0);
+        child::kill(&mut self.stand_in);
     }
+}
+
+/// What the kernel would say of a message that this child sends; root may say so.
+fn credentials_of(process: &Child) -> UnixCredentials {
+    let own = UnixCredentials::new();
+    if !nix::unistd::geteuid().is_root() {
+        return own;
+    }
+    libc::ucred {
+        pid: libc::pid_t::try_from(process.id()).expect("a pid"),
+        uid: own.uid(),
+        gid: own.gid(),
+    }
+    .into()
+}
+
+/// Writes all of it, as the process that the scripted clamd passes for.
+fn send(shared: &Shared, mut stream: &UnixStream, bytes: &[u8]) -> io::Result<()> {
+    let sent = sendmsg::<()>(
+        stream.as_raw_fd(),
+        &[IoSlice::new(bytes)],
+        &[ControlMessage::ScmCredentials(&shared.credentials)],
+        MsgFlags::MSG_NOSIGNAL,
+        None,
+    )?;
+    stream.write_all(&bytes[sent..])
 }
 
 /// Reads requests from one connection until it ends.
@@ -425,7 +471,7 @@ fn note(
 }
 
 /// Does what the script says.
-fn answer(shared: &Arc<Shared>, (place, request): (usize, RequestInfo), mut stream: &UnixStream) {
+fn answer(shared: &Arc<Shared>, (place, request): (usize, RequestInfo), stream: &UnixStream) {
     let connection = request.connection;
     let gone = |state: &State| state.stopping || !state.streams.contains_key(&connection);
     let behaviour = (shared.script)(&request);
@@ -449,7 +495,7 @@ fn answer(shared: &Arc<Shared>, (place, request): (usize, RequestInfo), mut stre
     if let Some(bytes) = bytes.filter(|_| !gone(&state)) {
         state.record[place].answered = Some(Instant::now());
         // Under the lock: replies of one connection must not mix.
-        let sent = stream.write_all(&bytes);
+        let sent = send(shared, stream, &bytes);
         if sent.is_err() || request.id == 0 || behaviour.closes {
             let _ = stream.shutdown(Shutdown::Both);
         }

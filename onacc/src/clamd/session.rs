@@ -70,6 +70,7 @@ pub struct Session {
     commands: HashMap<u32, Command>,
     last_number: u32,
     last_command: Instant,
+    sign_asked: Option<Instant>,
     /// Bytes of a command that the socket did not take.
     unsent: Vec<u8>,
     /// Process id of clamd, once it has answered.
@@ -97,6 +98,7 @@ impl Session {
             commands: HashMap::new(),
             last_number: 0,
             last_command: now,
+            sign_asked: None,
             unsent: protocol::OPEN_SESSION.to_vec(),
             peer: None,
             replied: false,
@@ -125,12 +127,10 @@ impl Session {
         self.last_command
     }
 
-    /// Whether clamd owes an answer to a version command: it does not take part
-    /// in the conversation until it gives it.
-    pub fn awaits_sign_of_life(&self) -> bool {
-        self.commands
-            .values()
-            .any(|command| !matches!(command, Command::Scan(_)))
+    /// Since when clamd owes an answer to a version command, which costs it
+    /// nothing, if it does.
+    pub fn awaits_sign_since(&self) -> Option<Instant> {
+        self.sign_asked
     }
 
     /// Whether the socket is to be polled for room.
@@ -163,6 +163,7 @@ impl Session {
 
     fn command(&mut self, bytes: &[u8], command: Command, now: Instant) {
         self.unsent.extend_from_slice(bytes);
+        self.sign_asked.get_or_insert(now);
         self.enter(command, now);
     }
 
@@ -225,7 +226,11 @@ impl Session {
             self.replies.push(&self.receive_buffer[..got]);
             while let Some(Numbered { number, reply }) = self.replies.next_reply()? {
                 self.replied = true;
-                match (self.commands.remove(&number), reply) {
+                let command = self.commands.remove(&number);
+                if command == Some(Command::Version) {
+                    self.sign_asked = None;
+                }
+                match (command, reply) {
                     (Some(Command::Scan(token)), reply) => each(Received::Scan(token, reply)),
                     (Some(Command::Version), Reply::Version(version)) => {
                         each(Received::Version(version));

@@ -90,6 +90,20 @@ pub fn raise_open_files() -> Result<u64, SyscallError> {
     Ok(soft)
 }
 
+/// Asks the scheduler to prefer the agent: every opener waits for it. Threads
+/// started later inherit it.
+///
+/// # Errors
+/// `CAP_SYS_NICE` is missing.
+pub fn be_urgent() -> Result<(), SyscallError> {
+    // SAFETY: setpriority takes three integers; 0 is the calling thread.
+    if unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, -10) } == 0 {
+        Ok(())
+    } else {
+        Err(SyscallError::last("setpriority"))
+    }
+}
+
 /// No core dumps: while one is written the group stays open, and the program
 /// that takes it may itself wait for an answer.
 ///

@@ -137,11 +137,13 @@ pub fn connection_failed(socket: &Path, error: &ConnectError) {
     );
 }
 
-/// clamd answers.
-pub fn connected(version: &str, after_outage: bool) {
-    if after_outage {
-        tracing::info!("ClamClient: Connection to clamd re-established.");
-    }
+/// clamd answers after an outage.
+pub fn reconnected() {
+    tracing::info!("ClamClient: Connection to clamd re-established.");
+}
+
+/// What clamd says of itself.
+pub fn version(version: &str) {
     tracing::debug!("onacc: clamd: {}", printable(version.as_bytes()));
 }
 

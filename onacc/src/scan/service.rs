@@ -342,7 +342,7 @@ impl Service {
         if let Some(pid) = session.peer() {
             self.links.scanner.learn(pid);
         }
-        if self.stalled && !session.awaits_sign_of_life() {
+        if self.stalled && session.awaits_sign_since().is_none() {
             self.stalled = false;
             report::recovered();
         }
@@ -364,9 +364,12 @@ impl Service {
             if !self.version.is_empty() {
                 self.new_database(version);
             }
+            report::version(version);
             version.clone_into(&mut self.version);
         }
-        report::connected(version, std::mem::take(&mut self.outage_reported));
+        if std::mem::take(&mut self.outage_reported) {
+            report::reconnected();
+        }
     }
 
     /// No verdict of the old database holds any more.
@@ -470,10 +473,8 @@ impl Service {
     }
 
     fn expire(&mut self, now: Instant) {
-        let no_sign = self
-            .session
-            .as_ref()
-            .is_some_and(Session::awaits_sign_of_life);
+        let asked = self.session.as_ref().and_then(Session::awaits_sign_since);
+        let no_sign = asked.is_some_and(|asked| now >= asked + self.limits.bound / 2);
         loop {
             let on_failure = self.limits.on_failure;
             let (path, waiting) = match self.book.next_due(now) {
@@ -505,7 +506,7 @@ impl Service {
         let Some(session) = &mut self.session else {
             return;
         };
-        if session.awaits_sign_of_life() {
+        if session.awaits_sign_since().is_some() {
             return;
         }
         let silent = self.book.under_way() > 0 && now >= self.last_sign + silence;
@@ -563,7 +564,7 @@ impl Service {
         times[4] = self.later.front().map(|job| job.arrived + PRESCAN_DELAY);
         times[0] = self.book.next_deadline();
         if let Some(session) = &self.session {
-            if !session.awaits_sign_of_life() {
+            if session.awaits_sign_since().is_none() {
                 times[1] = Some(session.last_command() + self.keep_alive());
                 times[5] = Some(self.next_version);
                 if self.book.under_way() > 0 {

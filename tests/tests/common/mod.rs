@@ -258,10 +258,20 @@ pub fn open_all<'a>(paths: impl IntoIterator<Item = &'a PathBuf>, limit: Duratio
         .collect()
 }
 
-/// The counters of an agent that runs.
+/// The counters of an agent that runs, once they stand still: it answers first
+/// and counts then.
 #[track_caller]
 pub fn counters(agent: &Agent) -> Counters {
-    agent.counters().expect("the agent answers SIGUSR1")
+    let ask = || agent.counters().expect("the agent answers SIGUSR1");
+    let mut before = ask();
+    for _ in 0..50 {
+        let now = ask();
+        if now == before {
+            break;
+        }
+        before = now;
+    }
+    before
 }
 
 /// One counter of an agent that runs.
