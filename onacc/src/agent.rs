@@ -4,9 +4,7 @@
 //! name service, mount table, signals. Must not: touch an event.
 
 use std::collections::HashMap;
-use std::fmt::Write as _;
 use std::os::fd::AsFd as _;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -15,19 +13,17 @@ use std::time::{Duration, Instant};
 
 use nix::poll::PollFlags;
 
-use crate::commands::cli::{BpfMode, Cli};
-use crate::config::{ConfigError, Located, Settings, names};
+use crate::commands::cli::Cli;
+use crate::config::{ConfigError, Settings, names};
 use crate::coverage::filesystems::{Filesystems, Marked, NewFilesystem};
-use crate::coverage::keeper::{Keeper, KeeperLinks, KeeperMessage, MARKS};
-use crate::coverage::outside::OutsideMarks;
-use crate::coverage::paths;
+use crate::coverage::keeper::{Keeper, KeeperLinks, KeeperMessage};
+use crate::coverage::paths::{self, PathError};
+use crate::coverage::tiers;
 use crate::intake::{Control, Reader, ReaderLinks, ScannerIdentity};
 use crate::kernel::accounts::AccountWatch;
-use crate::kernel::bpf::{BpfError, FilterCounters, FilterPlane};
+use crate::kernel::bpf::{BpfError, FilterCounters};
 use crate::kernel::daemon::{self, Readiness};
-use crate::kernel::fanotify::{
-    Answer, FdBudget, Group, GroupKind, InitError, MoveWatch, ProbedFeatures, WriterProbe,
-};
+use crate::kernel::fanotify::{Answer, FdBudget, Group, GroupKind, InitError, WriterProbe};
 use crate::kernel::mounts::{self, MountTable};
 use crate::kernel::procfs::Proc;
 use crate::kernel::signals::{Request, Signals};
@@ -36,7 +32,7 @@ use crate::kernel::{SyscallError, process};
 use crate::observe::counters::Counters;
 use crate::observe::heartbeat::{self, Heartbeat, Watchdog};
 use crate::observe::log::{LogError, Logger, Targets, printable};
-use crate::policy::{Policy, Scope, VerdictCache};
+use crate::policy::{Policy, VerdictCache};
 use crate::scan::{Limits, Links, Service, Work};
 
 /// Verdicts that are kept at a time.
@@ -49,6 +45,9 @@ const OWN_FDS: u64 = 64;
 /// How often names are resolved again though no local file has changed: they
 /// may come from a server.
 const RESOLVE_EVERY: Duration = Duration::from_mins(1);
+/// How often the configured paths are resolved again: a symlink on the way to
+/// one raises no event that could be waited for.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// How long threads may take to end; TERM is answered within a second.
 const STOP_PATIENCE: Duration = Duration::from_millis(700);
 
@@ -71,15 +70,8 @@ pub enum AgentError {
     #[error(transparent)]
     Syscall(#[from] SyscallError),
     /// A configured path.
-    #[error("{place}: {path}: {source}; correct the path")]
-    Path {
-        /// File, line and option.
-        place: String,
-        /// The path.
-        path: String,
-        /// Why it cannot be resolved.
-        source: std::io::Error,
-    },
+    #[error(transparent)]
+    Path(#[from] PathError),
     /// No filesystem takes a mark.
     #[error(
         "nothing can be protected: no filesystem under an OnAccessIncludePath takes fanotify marks"
@@ -172,11 +164,12 @@ impl Agent {
         };
         let group = Group::new(kind)?;
         let features = group.probe_features()?;
-        let plane = load_filter_plane(cli.bpf, features)?;
+        tiers::say_fanotify(features);
+        let plane = tiers::load_filter_plane(cli.bpf)?;
         let filter_counters = plane.as_ref().map(|plane| Arc::clone(plane.counters()));
         let table = Arc::new(MountTable::read()?);
         let policy = Arc::new(Policy {
-            scope: Arc::new(build_scope(&settings, &table, true)?),
+            scope: Arc::new(paths::scope_of(&settings, &table, paths::Tell::Yes)?),
             mounts: Arc::clone(&table),
             excluded_uids: excluded_uids(&settings),
             max_file_size: settings.max_file_size,
@@ -207,7 +200,7 @@ impl Agent {
                 heartbeat: beats[2].clone(),
             },
             plane,
-            outside_marks(features),
+            tiers::outside_marks(features),
             Arc::clone(&policy),
         );
         let service = Service::new(
@@ -345,8 +338,9 @@ impl Agent {
         // What changed between the first reading and the opening of the table.
         self.follow_mounts();
         let mut resolve_at = Instant::now() + RESOLVE_EVERY;
+        let mut look_at = Instant::now() + LOOK_EVERY;
         loop {
-            let until = (!self.settings.excluded_names.is_empty()).then_some(resolve_at);
+            let until = Some(look_at);
             let ended = self.threads.ended.clone();
             let [signal, mounts, passwd, end] = sleep(
                 [
@@ -371,8 +365,9 @@ impl Agent {
                     }
                 }
             }
-            if mounts {
+            if mounts || Instant::now() >= look_at {
                 self.follow_mounts();
+                look_at = Instant::now() + LOOK_EVERY;
             }
             if (passwd && accounts.changed()) || Instant::now() >= resolve_at {
                 self.follow_accounts();
@@ -386,7 +381,8 @@ impl Agent {
         }
     }
 
-    /// Filesystems come and go under the include paths.
+    /// Filesystems come and go under the include paths, and symlinks on the way
+    /// to them may lead elsewhere.
     fn follow_mounts(&mut self) {
         let table = match MountTable::read() {
             Ok(table) => Arc::new(table),
@@ -395,16 +391,16 @@ impl Agent {
                 return;
             }
         };
-        if *table == *self.policy.mounts {
-            return;
-        }
-        let scope = match build_scope(&self.settings, &table, false) {
+        let scope = match paths::scope_of(&self.settings, &table, paths::Tell::No) {
             Ok(scope) => Arc::new(scope),
             Err(error) => {
-                tracing::error!("onacc: {error}; new mounts are not followed");
+                tracing::error!("onacc: {error}; the scope stays as it was");
                 return;
             }
         };
+        if *table == *self.policy.mounts && *scope == *self.policy.scope {
+            return;
+        }
         self.replace_policy(Policy {
             scope: Arc::clone(&scope),
             mounts: Arc::clone(&table),
@@ -494,105 +490,12 @@ fn excluded_uids(settings: &Settings) -> Vec<u32> {
     uids
 }
 
-/// Resolves the configured paths and builds the scope from them.
-fn build_scope(
-    settings: &Settings,
-    table: &MountTable,
-    first_time: bool,
-) -> Result<Scope, AgentError> {
-    let resolve_all = |paths: &[Located<PathBuf>]| -> Result<Vec<PathBuf>, AgentError> {
-        paths
-            .iter()
-            .map(|path| resolve_path(path, first_time))
-            .collect()
-    };
-    let includes = resolve_all(&settings.include_paths)?;
-    let excludes = resolve_all(&settings.exclude_paths)?;
-    Ok(Scope::build(&includes, &excludes, table))
-}
-
-fn resolve_path(path: &Located<PathBuf>, first_time: bool) -> Result<PathBuf, AgentError> {
-    let shown = printable(path.value.as_os_str().as_encoded_bytes());
-    let resolved = paths::resolve(&path.value).map_err(|source| AgentError::Path {
-        place: path.to_string(),
-        path: shown.clone(),
-        source,
-    })?;
-    if first_time {
-        if !resolved.exists {
-            tracing::warn!("{path}: {shown} does not exist (yet); it is judged as soon as it does");
-        } else if resolved.path != path.value {
-            let real = printable(resolved.path.as_os_str().as_encoded_bytes());
-            tracing::info!("{path}: {shown} leads to {real}");
-        }
-    }
-    Ok(resolved.path)
-}
-
 fn place_of(filesystem: &NewFilesystem) -> String {
     format!(
         "{} ({})",
         printable(filesystem.mount.point.as_os_str().as_encoded_bytes()),
         filesystem.mount.kind
     )
-}
-
-/// Directories out of scope can be ignored in the kernel, if it knows how.
-fn outside_marks(features: ProbedFeatures) -> Option<OutsideMarks> {
-    if !features.directory_ignore_marks {
-        return None;
-    }
-    match MoveWatch::new() {
-        Ok(moves) => Some(OutsideMarks::new(moves)),
-        Err(error) => {
-            tracing::warn!("onacc: tier: fanotify: directories out of scope stay events: {error}");
-            None
-        }
-    }
-}
-
-fn load_filter_plane(
-    mode: BpfMode,
-    features: ProbedFeatures,
-) -> Result<Option<FilterPlane>, AgentError> {
-    let marks = match (features.evictable_marks, features.directory_ignore_marks) {
-        (true, true) => {
-            "filesystem marks, ignore marks on clean files and on directories out of scope"
-        }
-        (true, false) => {
-            "filesystem marks, ignore marks on clean files; none on directories (kernel before 6.0), so every open out of scope is an event"
-        }
-        _ => {
-            "filesystem marks; no evictable ignore marks (kernel before 5.19), so every open is an event"
-        }
-    };
-    tracing::info!("onacc: tier: fanotify: {marks} (probed)");
-    let without =
-        "no kernel marks for files that anyone could map for writing; each open of them is scanned";
-    if mode == BpfMode::Off {
-        tracing::info!("onacc: tier: eBPF: off (--bpf=off): {without}");
-        return Ok(None);
-    }
-    match FilterPlane::load(MARKS) {
-        Ok(plane) => {
-            tracing::info!(
-                "onacc: tier: eBPF: tracepoint: tp_btf/writeback_mark_inode_dirty is attached, offsets from the running kernel's BTF; this version needs no LSM or fentry hook"
-            );
-            Ok(Some(plane))
-        }
-        Err(error) if mode == BpfMode::Require => Err(error.into()),
-        Err(error) => {
-            let mut line = format!("onacc: tier: eBPF: none: {error}: {without}");
-            if let BpfError::Refused { log, .. } = &error
-                && !log.is_empty()
-            {
-                tracing::debug!("onacc: the verifier's words:\n{log}");
-            }
-            let _a_string_takes_all = write!(line, " (--bpf=require makes this fatal)");
-            tracing::warn!("{line}");
-            Ok(None)
-        }
-    }
 }
 
 fn spawn_reader(

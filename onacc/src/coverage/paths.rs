@@ -5,6 +5,11 @@
 
 use std::path::{Component, Path, PathBuf};
 
+use crate::config::{Located, Settings};
+use crate::kernel::mounts::MountTable;
+use crate::observe::log::printable;
+use crate::policy::Scope;
+
 /// A configured path, resolved as far as it exists.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resolved {
@@ -42,6 +47,58 @@ pub fn resolve(path: &Path) -> std::io::Result<Resolved> {
             Err(error) => return Err(error),
         }
     }
+}
+
+/// A configured path cannot be resolved.
+#[derive(Debug, thiserror::Error)]
+#[error("{place}: {path}: {source}; correct the path")]
+pub struct PathError {
+    /// File, line and option.
+    place: String,
+    /// The path.
+    path: String,
+    /// Why.
+    source: std::io::Error,
+}
+
+/// Whether to log what is odd about the paths.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tell {
+    /// At start.
+    Yes,
+    /// When it has been said before.
+    No,
+}
+
+/// Resolves the configured paths and builds the scope from them.
+///
+/// # Errors
+/// The first path that cannot be resolved.
+pub fn scope_of(settings: &Settings, table: &MountTable, tell: Tell) -> Result<Scope, PathError> {
+    let resolve_all = |paths: &[Located<PathBuf>]| -> Result<Vec<PathBuf>, PathError> {
+        paths.iter().map(|path| real_path(path, tell)).collect()
+    };
+    let includes = resolve_all(&settings.include_paths)?;
+    let excludes = resolve_all(&settings.exclude_paths)?;
+    Ok(Scope::build(&includes, &excludes, table))
+}
+
+fn real_path(path: &Located<PathBuf>, tell: Tell) -> Result<PathBuf, PathError> {
+    let shown = printable(path.value.as_os_str().as_encoded_bytes());
+    let resolved = resolve(&path.value).map_err(|source| PathError {
+        place: path.to_string(),
+        path: shown.clone(),
+        source,
+    })?;
+    if tell == Tell::Yes {
+        if !resolved.exists {
+            tracing::warn!("{path}: {shown} does not exist (yet); it is judged as soon as it does");
+        } else if resolved.path != path.value {
+            let real = printable(resolved.path.as_os_str().as_encoded_bytes());
+            tracing::info!("{path}: {shown} leads to {real}");
+        }
+    }
+    Ok(resolved.path)
 }
 
 /// Takes out `.` and doubled slashes; `..` stays for the kernel to judge.
