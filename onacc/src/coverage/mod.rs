@@ -8,3 +8,4 @@ pub mod filesystems;
 pub mod keeper;
 pub mod outside;
 pub mod paths;
+pub mod tiers;
