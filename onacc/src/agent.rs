@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::os::fd::AsFd as _;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -15,11 +15,11 @@ use nix::poll::PollFlags;
 
 use crate::commands::cli::Cli;
 use crate::config::{ConfigError, Settings, names};
-use crate::coverage::filesystems::{Filesystems, Marked, NewFilesystem};
+use crate::coverage::filesystems::{Filesystems, NewFilesystem};
 use crate::coverage::keeper::{Keeper, KeeperLinks, KeeperMessage};
 use crate::coverage::paths::{self, PathError};
 use crate::coverage::tiers;
-use crate::intake::{Control, Reader, ReaderLinks, ScannerIdentity};
+use crate::intake::{Ended, LaneError, Lanes, ReaderLinks, ScannerIdentity};
 use crate::kernel::accounts::AccountWatch;
 use crate::kernel::bpf::{BpfError, FilterCounters};
 use crate::kernel::daemon::{self, Readiness};
@@ -32,9 +32,11 @@ use crate::kernel::{SyscallError, process};
 use crate::observe::counters::Counters;
 use crate::observe::heartbeat::{self, Heartbeat, Watchdog};
 use crate::observe::log::{LogError, Logger, Targets, printable};
-use crate::policy::{Policy, VerdictCache};
-use crate::scan::{Limits, Links, Service, Work};
+use crate::policy::{Policy, VerdictCache, lock};
+use crate::scan::{Limits, Links, Prescan, PrescanMessage, Prescanner, Service, Work};
 
+/// Files that are scanned ahead at a time, or wait for it.
+const MOST_PRESCANS: usize = 64;
 /// Verdicts that are kept at a time.
 const VERDICTS: usize = 65_536;
 /// Event fds in flight at most, whatever `RLIMIT_NOFILE` allows: the kernel
@@ -77,6 +79,9 @@ pub enum AgentError {
         "nothing can be protected: no filesystem under an OnAccessIncludePath takes fanotify marks"
     )]
     NothingProtected,
+    /// A further group, thread or fd.
+    #[error(transparent)]
+    Lane(#[from] LaneError),
     /// A thread has ended that must not.
     #[error("the reader has ended: {0}")]
     Reader(String),
@@ -132,7 +137,9 @@ struct Agent {
     settings: Settings,
     policy: Arc<Policy>,
     filesystems: Filesystems,
-    control: Mailbox<Control>,
+    lanes: Lanes,
+    prescans: Mailbox<PrescanMessage>,
+    verdicts: Arc<Mutex<VerdictCache>>,
     keeper: Mailbox<KeeperMessage>,
     jobs_waker: Mailbox<Work>,
     threads: Threads,
@@ -142,12 +149,10 @@ struct Agent {
 
 /// Threads, and how they are told to end or tell that they have.
 struct Threads {
-    reader: JoinHandle<()>,
     service: JoinHandle<()>,
     keeper: JoinHandle<()>,
     stop: Arc<AtomicBool>,
-    ended: Wake,
-    failure: Arc<std::sync::OnceLock<String>>,
+    ended: Ended,
 }
 
 impl Agent {
@@ -176,13 +181,15 @@ impl Agent {
             kinds: Arc::new(HashMap::new()),
             stores_are_seen: plane.is_some() && features.evictable_marks,
         });
-        let control = Mailbox::new()?;
+        let prescans = Mailbox::new()?;
         let jobs = Mailbox::new()?;
         let keeper_messages = Mailbox::new()?;
         let beats = ["reader", "service", "keeper"].map(Heartbeat::new);
         let stop = Arc::new(AtomicBool::new(false));
-        let ended = Wake::new()?;
-        let failure = Arc::new(std::sync::OnceLock::new());
+        let ended = Ended {
+            wake: Wake::new()?,
+            reason: Arc::new(OnceLock::new()),
+        };
         let scanner = Arc::new(ScannerIdentity::new(Proc::open()?));
         let on_failure = if settings.deny_on_error {
             Answer::Deny
@@ -216,35 +223,39 @@ impl Agent {
                 stop: Arc::clone(&stop),
             },
         );
-        let reader = Reader::new(
-            ReaderLinks {
-                group: Arc::clone(&group),
-                budget: FdBudget::new(fd_budget(open_files), control.waker().clone()),
-                control: control.clone(),
-                jobs: jobs.clone(),
-                keeper: keeper_messages.clone(),
-                verdicts,
-                scanner,
-                counters: Arc::clone(&counters),
-                heartbeat: beats[0].clone(),
-                on_failure,
-            },
+        let prescanner = Prescanner::new(
+            Prescan::new(jobs.clone(), FdBudget::new(MOST_PRESCANS)),
+            prescans.clone(),
             Arc::clone(&policy),
-            Proc::open()?,
+            (Arc::clone(&verdicts), Arc::clone(&counters)),
         );
+        let links = ReaderLinks {
+            budget: FdBudget::new(fd_budget(open_files)),
+            jobs: jobs.clone(),
+            prescans: prescans.clone(),
+            keeper: keeper_messages.clone(),
+            verdicts: Arc::clone(&verdicts),
+            scanner,
+            counters: Arc::clone(&counters),
+            on_failure,
+        };
         let threads = Threads {
             keeper: process::spawn("onacc-keeper", move || keeper.run())?,
             service: process::spawn("onacc-scan", move || service.run())?,
-            reader: spawn_reader(reader, ended.clone(), Arc::clone(&failure))?,
             stop,
-            ended,
-            failure,
+            ended: ended.clone(),
         };
+        // Never joined: it may be waiting for an open of its own.
+        process::spawn("onacc-prescan", move || prescanner.run())?;
+        let first = (Arc::clone(&policy), beats[0].clone());
+        let lanes = Lanes::start(group, links, first, ended)?;
         spawn_watchdog(beats.to_vec())?;
         let mut agent = Self {
             policy,
-            filesystems: Filesystems::new(group),
-            control,
+            filesystems: Filesystems::default(),
+            lanes,
+            prescans,
+            verdicts,
             keeper: keeper_messages,
             jobs_waker: jobs,
             threads,
@@ -263,22 +274,39 @@ impl Agent {
     /// Marks what is in scope and not marked yet. The reader knows what a
     /// filesystem is, and the keeper watches its stores, before the first event.
     fn mark_filesystems(&mut self, table: &Arc<MountTable>) {
-        let new = self.filesystems.find_new(&self.policy.scope, table);
-        if !new.is_empty() {
+        let changes = self.filesystems.look(&self.policy.scope, table);
+        if changes.replaced {
+            lock(&self.verdicts).new_generation();
+        }
+        if !changes.new.is_empty() {
             let mut kinds = (*self.policy.kinds).clone();
-            kinds.extend(new.iter().map(|new| (new.dev, new.kind)));
+            kinds.extend(changes.new.iter().map(|new| (new.dev, new.kind)));
             self.replace_policy(Policy {
                 kinds: Arc::new(kinds),
                 ..(*self.policy).clone()
             });
         }
-        for filesystem in new {
-            self.keeper.send(KeeperMessage::Watch(filesystem.dev));
-            match self.filesystems.mark(&filesystem) {
-                Marked::Yes => tracing::debug!("onacc: marked {}", place_of(&filesystem)),
-                Marked::Refused(error) => {
-                    tracing::warn!("onacc: {} is not protected: {error}", place_of(&filesystem));
-                }
+        for filesystem in changes.new {
+            self.mark_one(&filesystem, table);
+        }
+    }
+
+    fn mark_one(&mut self, filesystem: &NewFilesystem, table: &MountTable) {
+        let known = self.filesystems.is_marked(filesystem.dev);
+        self.keeper.send(KeeperMessage::Watch(filesystem.dev));
+        let group = match self.lanes.group_for(&filesystem.mount, table) {
+            Ok(group) => group,
+            Err(error) => {
+                self.filesystems.give_up(filesystem);
+                tracing::warn!("onacc: {} is not protected: {error}", place_of(filesystem));
+                return;
+            }
+        };
+        match self.filesystems.mark(filesystem, &group) {
+            Ok(()) if known => {}
+            Ok(()) => tracing::debug!("onacc: marked {}", place_of(filesystem)),
+            Err(error) => {
+                tracing::warn!("onacc: {} is not protected: {error}", place_of(filesystem));
             }
         }
     }
@@ -287,7 +315,9 @@ impl Agent {
         self.policy = Arc::new(policy);
         self.keeper
             .send(KeeperMessage::Policy(Arc::clone(&self.policy)));
-        self.control.send(Control::Policy(Arc::clone(&self.policy)));
+        self.prescans
+            .send(PrescanMessage::Policy(Arc::clone(&self.policy)));
+        self.lanes.set_policy(&self.policy);
     }
 
     fn say_what_is_on(&self) {
@@ -336,12 +366,12 @@ impl Agent {
             readiness.report();
         }
         // What changed between the first reading and the opening of the table.
-        self.follow_mounts();
+        self.follow_mounts(true);
         let mut resolve_at = Instant::now() + RESOLVE_EVERY;
         let mut look_at = Instant::now() + LOOK_EVERY;
         loop {
             let until = Some(look_at);
-            let ended = self.threads.ended.clone();
+            let ended = self.threads.ended.wake.clone();
             let [signal, mounts, passwd, end] = sleep(
                 [
                     (signals.as_fd(), PollFlags::POLLIN),
@@ -366,7 +396,7 @@ impl Agent {
                 }
             }
             if mounts || Instant::now() >= look_at {
-                self.follow_mounts();
+                self.follow_mounts(mounts);
                 look_at = Instant::now() + LOOK_EVERY;
             }
             if (passwd && accounts.changed()) || Instant::now() >= resolve_at {
@@ -374,7 +404,7 @@ impl Agent {
                 resolve_at = Instant::now() + RESOLVE_EVERY;
             }
             if end {
-                let reason = self.threads.failure.get().cloned().unwrap_or_default();
+                let reason = self.threads.ended.reason.get().cloned().unwrap_or_default();
                 self.stop();
                 return Err(AgentError::Reader(reason));
             }
@@ -382,8 +412,9 @@ impl Agent {
     }
 
     /// Filesystems come and go under the include paths, and symlinks on the way
-    /// to them may lead elsewhere.
-    fn follow_mounts(&mut self) {
+    /// to them may lead elsewhere. `told`: the kernel says that mounts changed,
+    /// even if the table looks as before.
+    fn follow_mounts(&mut self, told: bool) {
         let table = match MountTable::read() {
             Ok(table) => Arc::new(table),
             Err(error) => {
@@ -398,16 +429,21 @@ impl Agent {
                 return;
             }
         };
-        if *table == *self.policy.mounts && *scope == *self.policy.scope {
+        let same = *table == *self.policy.mounts && *scope == *self.policy.scope;
+        if same && !told {
             return;
         }
-        self.replace_policy(Policy {
-            scope: Arc::clone(&scope),
-            mounts: Arc::clone(&table),
-            ..(*self.policy).clone()
-        });
+        if !same {
+            self.replace_policy(Policy {
+                scope: Arc::clone(&scope),
+                mounts: Arc::clone(&table),
+                ..(*self.policy).clone()
+            });
+        }
         self.mark_filesystems(&table);
         self.filesystems.let_go(&scope, &table);
+        let filesystems = &self.filesystems;
+        self.lanes.let_go(|dev| filesystems.is_marked(dev));
     }
 
     /// Users get other uids.
@@ -426,16 +462,13 @@ impl Agent {
     /// which lets go whoever still waits.
     fn stop(self) {
         let until = Instant::now() + STOP_PATIENCE;
-        self.control.send(Control::Stop);
-        self.control.waker().notify();
-        wait_for(&self.threads.reader, until);
+        self.lanes.stop(until);
+        self.prescans.send(PrescanMessage::Stop);
         self.threads.stop.store(true, Ordering::Release);
         self.jobs_waker.waker().notify();
-        wait_for(&self.threads.service, until);
+        process::wait_for(&self.threads.service, until);
         self.keeper.send(KeeperMessage::Stop);
-        wait_for(&self.threads.keeper, until);
-        // Closes the group.
-        drop(self.filesystems);
+        process::wait_for(&self.threads.keeper, until);
         say_counters(&self.counters, self.filter_counters.as_deref());
         tracing::info!("Clamonacc: stopped");
     }
@@ -451,13 +484,6 @@ fn say_counters(counters: &Counters, filter: Option<&FilterCounters>) {
             Ok(value) => tracing::info!("onacc: counter: bpf_{name} {value}"),
             Err(error) => tracing::warn!("onacc: counter bpf_{name}: {error}"),
         }
-    }
-}
-
-/// A thread that does not end in time is left to the end of the process.
-fn wait_for(thread: &JoinHandle<()>, until: Instant) {
-    while !thread.is_finished() && Instant::now() < until {
-        std::thread::sleep(Duration::from_millis(1));
     }
 }
 
@@ -496,19 +522,6 @@ fn place_of(filesystem: &NewFilesystem) -> String {
         printable(filesystem.mount.point.as_os_str().as_encoded_bytes()),
         filesystem.mount.kind
     )
-}
-
-fn spawn_reader(
-    reader: Reader,
-    ended: Wake,
-    failure: Arc<std::sync::OnceLock<String>>,
-) -> Result<JoinHandle<()>, SyscallError> {
-    process::spawn("onacc-reader", move || {
-        if let Err(error) = reader.run() {
-            let _first_one_counts = failure.set(error.to_string());
-            ended.notify();
-        }
-    })
 }
 
 fn spawn_watchdog(beats: Vec<Heartbeat>) -> Result<(), SyscallError> {

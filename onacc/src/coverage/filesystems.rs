@@ -4,9 +4,9 @@
 //! new directories without a race. Owns which filesystems are marked. Must not
 //! keep an fd on a filesystem: it could not be unmounted.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
@@ -16,93 +16,135 @@ use crate::kernel::file::{self, FilesystemKind};
 use crate::kernel::mounts::{Mount, MountTable};
 use crate::policy::Scope;
 
-/// Keeps the filesystem marks.
+/// A filesystem that carries a mark.
 #[derive(Debug)]
+struct Marked {
+    /// The lane's group; a lane that has ended takes its marks along.
+    group: Weak<Group>,
+    /// The mount it was reached by, if the kernel has ids that are never used again.
+    unique: Option<u64>,
+}
+
+/// Keeps the filesystem marks.
+#[derive(Debug, Default)]
 pub struct Filesystems {
-    group: Arc<Group>,
-    marked: HashSet<u32>,
+    marked: HashMap<u32, Marked>,
     /// Refused ones, so that each is reported once.
     refused: HashSet<u32>,
 }
 
-/// A filesystem that is in scope and not marked yet.
+/// A filesystem that is in scope and has to be marked.
 #[derive(Debug)]
 pub struct NewFilesystem {
     /// Its device.
     pub dev: u32,
     /// What it is.
     pub kind: FilesystemKind,
-    /// Where it is mounted, for the log.
+    /// Where it is mounted.
     pub mount: Mount,
+    unique: Option<u64>,
     root: OwnedFd,
 }
 
-/// What became of a new filesystem.
-#[derive(Debug)]
-pub enum Marked {
-    /// Its opens are events from now on.
-    Yes,
-    /// It takes no marks; said once.
-    Refused(MarkError),
+/// What a look at the mounts has shown.
+#[derive(Debug, Default)]
+pub struct Changes {
+    /// Filesystems to mark (again).
+    pub new: Vec<NewFilesystem>,
+    /// A filesystem is gone, or may have been replaced by another one under the
+    /// same numbers: verdicts on its files do not hold.
+    pub replaced: bool,
 }
 
 impl Filesystems {
-    /// Nothing is marked yet.
-    pub fn new(group: Arc<Group>) -> Self {
-        Self {
-            group,
-            marked: HashSet::new(),
-            refused: HashSet::new(),
-        }
-    }
-
-    /// Filesystems of the scope that carry no mark yet. Those that are gone are
-    /// forgotten: their marks went with them.
-    pub fn find_new(&mut self, scope: &Scope, mounts: &MountTable) -> Vec<NewFilesystem> {
+    /// Compares what is mounted with what is marked. A filesystem that cannot be
+    /// told from its successor (numbers are used again at once) is marked again,
+    /// which does nothing if it is still the same.
+    pub fn look(&mut self, scope: &Scope, mounts: &MountTable) -> Changes {
         let present: HashSet<u32> = mounts.iter().map(|mount| mount.dev).collect();
-        self.marked.retain(|dev| present.contains(dev));
+        let before = self.marked.len();
+        self.marked.retain(|dev, _| present.contains(dev));
         self.refused.retain(|dev| present.contains(dev));
-        scope
+        let mut changes = Changes {
+            new: Vec::new(),
+            replaced: self.marked.len() != before,
+        };
+        for dev in scope
             .filesystems()
-            .filter(|dev| !self.marked.contains(dev) && !self.refused.contains(dev))
-            .filter_map(|dev| {
-                let (mount, root) = open_filesystem(mounts, dev)?;
-                let kind = file::filesystem_kind(&root).unwrap_or(FilesystemKind::Foreign);
-                Some(NewFilesystem {
-                    dev,
-                    kind,
-                    mount,
-                    root,
-                })
-            })
-            .collect()
+            .filter(|dev| !self.refused.contains(dev))
+        {
+            let Some((mount, root)) = open_filesystem(mounts, dev) else {
+                continue;
+            };
+            let unique = file::unique_mount_id(root.as_fd());
+            if let Some(marked) = self.marked.get(&dev) {
+                if unique.is_some() && marked.unique == unique {
+                    continue;
+                }
+                changes.replaced = true;
+            }
+            let kind = file::filesystem_kind(&root).unwrap_or(FilesystemKind::Foreign);
+            changes.new.push(NewFilesystem {
+                dev,
+                kind,
+                mount,
+                unique,
+                root,
+            });
+        }
+        changes
     }
 
     /// Takes marks off filesystems that are out of scope now.
     pub fn let_go(&mut self, scope: &Scope, mounts: &MountTable) {
         let wanted: HashSet<u32> = scope.filesystems().collect();
-        let gone: Vec<u32> = self.marked.difference(&wanted).copied().collect();
+        let gone: Vec<u32> = self
+            .marked
+            .keys()
+            .filter(|dev| !wanted.contains(dev))
+            .copied()
+            .collect();
         for dev in gone {
-            if let Some((_, root)) = open_filesystem(mounts, dev) {
+            let group = self
+                .marked
+                .remove(&dev)
+                .and_then(|marked| marked.group.upgrade());
+            if let (Some(group), Some((_, root))) = (group, open_filesystem(mounts, dev)) {
                 // Absent means that the mark went with the filesystem.
-                let _absent_is_fine = self.group.unmark_filesystem(root.as_fd());
+                let _absent_is_fine = group.unmark_filesystem(root.as_fd());
             }
-            self.marked.remove(&dev);
         }
     }
 
     /// Places the mark.
-    pub fn mark(&mut self, new: &NewFilesystem) -> Marked {
-        match self.group.mark_filesystem(new.root.as_fd()) {
+    ///
+    /// # Errors
+    /// [`MarkError::Refused`] for filesystems that take none; asked once.
+    pub fn mark(&mut self, new: &NewFilesystem, group: &Arc<Group>) -> Result<(), MarkError> {
+        match group.mark_filesystem(new.root.as_fd()) {
             Ok(()) => {
-                self.marked.insert(new.dev);
-                Marked::Yes
+                let marked = Marked {
+                    group: Arc::downgrade(group),
+                    unique: new.unique,
+                };
+                self.marked.insert(new.dev, marked);
+                Ok(())
             }
             Err(error) => {
                 self.refused.insert(new.dev);
-                Marked::Refused(error)
+                Err(error)
             }
         }
+    }
+
+    /// A filesystem that cannot be marked is not tried again.
+    pub fn give_up(&mut self, new: &NewFilesystem) {
+        self.refused.insert(new.dev);
+    }
+
+    /// Whether a filesystem carries a mark.
+    pub fn is_marked(&self, dev: u32) -> bool {
+        self.marked.contains_key(&dev)
     }
 
     /// How many filesystems are marked.

@@ -4,8 +4,13 @@
 //! each filesystem in scope, `keeper` keeps the clean marks honest. Must not:
 //! answer an opener.
 
+pub mod directories;
 pub mod filesystems;
 pub mod keeper;
+pub mod mount_marks;
 pub mod outside;
 pub mod paths;
 pub mod tiers;
+
+#[cfg(test)]
+mod scratch;

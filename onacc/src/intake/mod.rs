@@ -3,8 +3,10 @@
 //! Must not: wait for anything but events (invariant 2): no lock that is held
 //! across a system call, no name service, no file, no log line.
 
+mod lanes;
 mod reader;
 mod scanner;
 
-pub use reader::{Control, Reader, ReaderLinks};
+pub use lanes::{Ended, LaneError, Lanes};
+pub use reader::ReaderLinks;
 pub use scanner::ScannerIdentity;

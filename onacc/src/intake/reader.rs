@@ -6,7 +6,7 @@
 
 use std::collections::HashSet;
 use std::hash::{BuildHasher as _, RandomState};
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -16,6 +16,8 @@ use super::scanner::{ScannerIdentity, Strangers};
 use crate::coverage::keeper::{CleanFile, KeeperMessage};
 use crate::kernel::fanotify::{Answer, FdBudget, Group, PendingEvent, ReadBuffer, ReadError};
 use crate::kernel::file::{self, FileStat};
+use crate::kernel::handle::FileHandle;
+use crate::kernel::mounts::Mount;
 use crate::kernel::process;
 use crate::kernel::procfs::Proc;
 use crate::kernel::wake::{Mailbox, sleep};
@@ -23,7 +25,7 @@ use crate::observe::counters::Counters;
 use crate::observe::heartbeat::Heartbeat;
 use crate::policy::Verdict as Known;
 use crate::policy::{Policy, Unscanned, VerdictCache, lock};
-use crate::scan::{ScanJob, Urgency, Work};
+use crate::scan::{PrescanMessage, ScanJob, Urgency, Work, Written};
 
 /// Directories that the keeper is asked about within a second.
 const MAX_ASKED: usize = 4096;
@@ -37,16 +39,15 @@ pub enum Control {
     Stop,
 }
 
-/// Whom the reader speaks with.
+/// Whom every reader speaks with.
+#[derive(Clone)]
 pub struct ReaderLinks {
-    /// Where events come from.
-    pub group: Arc<Group>,
-    /// How many may be in flight.
+    /// How many events may be in flight.
     pub budget: Arc<FdBudget>,
-    /// Where the reader is told things; its waker is also the budget's.
-    pub control: Mailbox<Control>,
     /// Where work goes.
     pub jobs: Mailbox<Work>,
+    /// Where written files go.
+    pub prescans: Mailbox<PrescanMessage>,
     /// Where clean files and directories out of scope go.
     pub keeper: Mailbox<KeeperMessage>,
     /// Verdicts that still hold.
@@ -55,19 +56,30 @@ pub struct ReaderLinks {
     pub scanner: Arc<ScannerIdentity>,
     /// Counts.
     pub counters: Arc<Counters>,
-    /// Shows that the loop goes round.
-    pub heartbeat: Heartbeat,
     /// What a dropped event is answered with.
     pub on_failure: Answer,
+}
+
+/// What belongs to one reader alone.
+pub struct ReaderOwn {
+    /// Where its events come from.
+    pub group: Arc<Group>,
+    /// Where it is told things.
+    pub control: Mailbox<Control>,
+    /// Shows that its loop goes round.
+    pub heartbeat: Heartbeat,
+    /// Where it asks about threads.
+    pub proc: Proc,
 }
 
 /// State of the loop.
 pub struct Reader {
     links: ReaderLinks,
+    own: ReaderOwn,
     policy: Arc<Policy>,
-    proc: Proc,
     strangers: Strangers,
     path: Vec<u8>,
+    translated: Vec<u8>,
     /// Directories, by hash, that the keeper was asked to ignore since then. A
     /// collision costs a second's worth of events, no more.
     asked: HashSet<u64>,
@@ -77,13 +89,14 @@ pub struct Reader {
 
 impl Reader {
     /// A reader that has not begun.
-    pub fn new(links: ReaderLinks, policy: Arc<Policy>, proc: Proc) -> Self {
+    pub fn new(links: ReaderLinks, own: ReaderOwn, policy: Arc<Policy>) -> Self {
         Self {
             links,
+            own,
             policy,
-            proc,
             strangers: Strangers::default(),
             path: Vec::with_capacity(4097),
+            translated: Vec::with_capacity(4097),
             asked: HashSet::new(),
             asked_since: Instant::now(),
             hasher: RandomState::new(),
@@ -99,8 +112,8 @@ impl Reader {
         let mut buffer = ReadBuffer::new();
         let mut told = Vec::new();
         loop {
-            self.links.heartbeat.beat();
-            self.links.control.drain(&mut told);
+            self.own.heartbeat.beat();
+            self.own.control.drain(&mut told);
             for control in told.drain(..) {
                 match control {
                     Control::Policy(policy) => self.policy = policy,
@@ -114,7 +127,7 @@ impl Reader {
     }
 
     fn read_batch(&mut self, buffer: &mut ReadBuffer) -> Result<usize, ReadError> {
-        let group = Arc::clone(&self.links.group);
+        let group = Arc::clone(&self.own.group);
         let budget = Arc::clone(&self.links.budget);
         let source = (&budget, self.links.on_failure);
         group.read(buffer, source, |event| self.handle(event))
@@ -145,10 +158,10 @@ impl Reader {
                     signature,
                 });
             }
-            Verdict::Scan(stat) if written => self.prescan(event, stat),
+            Verdict::Scan(stat) if written => self.prescan(&event, stat),
             Verdict::Scan(stat) => {
                 self.links.counters.scans.up();
-                self.hand_over(event, stat, Urgency::Opener);
+                self.hand_over(event, stat);
             }
             // Dropping it answers by the fail policy.
             Verdict::Unknowable => self.links.counters.scan_errors.up(),
@@ -156,7 +169,7 @@ impl Reader {
         }
     }
 
-    fn hand_over(&mut self, event: PendingEvent, stat: FileStat, urgency: Urgency) {
+    fn hand_over(&mut self, event: PendingEvent, stat: FileStat) {
         self.links.jobs.send(Work::Scan(ScanJob {
             event,
             path: self.path.clone(),
@@ -164,19 +177,25 @@ impl Reader {
             markable: self.policy.may_mark(&stat),
             stamps_tell: self.policy.stamps_tell(&stat),
             arrived: Instant::now(),
-            urgency,
+            urgency: Urgency::Opener,
             joined: Vec::new(),
         }));
     }
 
     /// A file was written and closed: scanned before anyone asks, if its verdict
-    /// can be kept and fds are plenty.
-    fn prescan(&mut self, event: PendingEvent, stat: FileStat) {
+    /// can be kept.
+    fn prescan(&mut self, event: &PendingEvent, stat: FileStat) {
         self.links.counters.closed_after_write.up();
-        if self.policy.stamps_tell(&stat) && self.links.budget.is_ample() {
-            self.hand_over(event, stat, Urgency::Prescan);
-        } else {
-            self.links.counters.prescans_skipped.up();
+        let handle = event
+            .file()
+            .filter(|_| self.policy.stamps_tell(&stat))
+            .and_then(|file| FileHandle::of(file.as_fd()).ok());
+        match handle {
+            Some(handle) => {
+                let written = Written { handle, stat };
+                self.links.prescans.send(PrescanMessage::Written(written));
+            }
+            None => self.links.counters.prescans_skipped.up(),
         }
     }
 
@@ -223,7 +242,7 @@ impl Reader {
             return Verdict::Unscanned(Unscanned::OwnThread);
         }
         if !self.policy.excluded_uids.is_empty()
-            && let Some(reason) = self.policy.by_opener(self.proc.effective_uid(tid))
+            && let Some(reason) = self.policy.by_opener(self.own.proc.effective_uid(tid))
         {
             return Verdict::Unscanned(reason);
         }
@@ -233,12 +252,8 @@ impl Reader {
         if let Some(reason) = self.policy.by_file(&stat) {
             return Verdict::Unscanned(reason);
         }
-        let path = file::path_of(opened.as_fd(), &mut self.path).map(|()| &self.path[..]);
-        if let Some(reason) = self.policy.by_place(&stat, path) {
+        if let Some(reason) = self.judge_place(opened.as_fd(), &stat) {
             return Verdict::Unscanned(reason);
-        }
-        if path.is_none() {
-            self.path.clear();
         }
         if !event.is_close_after_write() {
             let known = lock(&self.links.verdicts).get(&stat).cloned();
@@ -251,6 +266,45 @@ impl Reader {
             return Verdict::Unscanned(Unscanned::Scanner);
         }
         Verdict::Scan(stat)
+    }
+
+    /// Leaves the path in `self.path`, empty if there is none.
+    fn judge_place(&mut self, file: BorrowedFd<'_>, stat: &FileStat) -> Option<Unscanned> {
+        let told = file::path_of(file, &mut self.path);
+        if told.is_none() {
+            self.path.clear();
+            return None;
+        }
+        if self.policy.mounts.get(stat.mount).is_some() {
+            return self.policy.by_place(stat, Some(&self.path));
+        }
+        // A mount of another namespace: the path is that namespace's.
+        let policy = Arc::clone(&self.policy);
+        let mount = policy.mounts.whole(stat.key.dev)?;
+        self.translate(file, stat, mount)?;
+        policy.by_place_on(mount, stat, &self.path)
+    }
+
+    /// Finds the path that the file has on a mount of ours. `None` if that is
+    /// not certain: with several names the kernel may tell another one.
+    fn translate(&mut self, file: BorrowedFd<'_>, stat: &FileStat, mount: &Mount) -> Option<()> {
+        if stat.links > 1 {
+            return None;
+        }
+        let handle = FileHandle::of(file).ok()?;
+        let root = file::open_cached_directory(&mount.point).ok()?;
+        let again = handle.open(root.as_fd()).ok()?;
+        let same = file::stat(again.as_fd()).ok()?;
+        if same.key != stat.key || same.mount != mount.id {
+            return None;
+        }
+        let mut path = std::mem::take(&mut self.translated);
+        let told = file::path_of(again.as_fd(), &mut path);
+        if told.is_some() {
+            std::mem::swap(&mut self.path, &mut path);
+        }
+        self.translated = path;
+        told
     }
 
     fn count(&self, reason: Unscanned) {
@@ -270,24 +324,24 @@ impl Reader {
         let full = self.links.budget.room() == 0;
         if full {
             self.links.counters.budget_waits.up();
-            if self.links.budget.begin_wait() {
+            if self.links.budget.begin_wait(self.own.control.waker()) {
                 return;
             }
         }
-        if !self.links.control.begin_sleep() {
+        if !self.own.control.begin_sleep() {
             return;
         }
-        self.links.heartbeat.rest();
-        let waker = self.links.control.waker();
+        self.own.heartbeat.rest();
+        let waker = self.own.control.waker();
         let wake = (waker.as_fd(), PollFlags::POLLIN);
         let slept = if full {
             sleep([wake], None).map(|[notified]| notified)
         } else {
-            sleep([wake, (self.links.group.as_fd(), PollFlags::POLLIN)], None)
+            sleep([wake, (self.own.group.as_fd(), PollFlags::POLLIN)], None)
                 .map(|[notified, _]| notified)
         };
         // A failed poll(2) (no memory) is tried again at once: openers wait.
-        self.links.control.end_sleep(slept.unwrap_or(true));
+        self.own.control.end_sleep(slept.unwrap_or(true));
     }
 }
 

@@ -4,7 +4,7 @@
 //! that its name says. Tested here on files of the test's own.
 
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 
 use onacc_common::{ChangeTime, InodeKey};
@@ -73,9 +73,10 @@ pub enum FilesystemKind {
     Ext,
     /// xfs, btrfs: the hook does not see each store, but each store changes the ctime.
     Stamped,
-    /// tmpfs (a store through a mapping can leave the ctime as it is) and
-    /// overlayfs (which may lie on one).
+    /// tmpfs: a store through a mapping can leave the ctime as it is.
     Unstamped,
+    /// overlayfs: may lie on a tmpfs, and opens files of other filesystems.
+    Overlay,
     /// Read-only by its format: nothing is ever stored.
     ReadOnly,
     /// Network, FUSE and what is not known: changes come without local events.
@@ -96,13 +97,69 @@ pub fn filesystem_kind(fd: impl AsFd) -> Result<FilesystemKind, SyscallError> {
         FilesystemKind::Ext
     } else if [statfs::XFS_SUPER_MAGIC, statfs::BTRFS_SUPER_MAGIC].contains(&magic) {
         FilesystemKind::Stamped
-    } else if [statfs::TMPFS_MAGIC, statfs::OVERLAYFS_SUPER_MAGIC].contains(&magic) {
+    } else if magic == statfs::TMPFS_MAGIC {
         FilesystemKind::Unstamped
+    } else if magic == statfs::OVERLAYFS_SUPER_MAGIC {
+        FilesystemKind::Overlay
     } else if [EROFS, SQUASHFS, statfs::ISOFS_SUPER_MAGIC.0].contains(&magic.0) {
         FilesystemKind::ReadOnly
     } else {
         FilesystemKind::Foreign
     })
+}
+
+/// Id of the mount of an open fd that no later mount ever gets again
+/// (`STATX_MNT_ID_UNIQUE`, include/uapi/linux/stat.h, since 6.8).
+pub fn unique_mount_id(fd: BorrowedFd<'_>) -> Option<u64> {
+    const STATX_MNT_ID_UNIQUE: u32 = 0x4000;
+    let mut buffer = MaybeUninit::<libc::statx>::zeroed();
+    // SAFETY: as in `stat`.
+    let result = unsafe {
+        libc::statx(
+            fd.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            STATX_MNT_ID_UNIQUE,
+            buffer.as_mut_ptr(),
+        )
+    };
+    // SAFETY: zeroed memory is a valid `statx` (integers only).
+    let stat = unsafe { buffer.assume_init() };
+    (result == 0 && stat.stx_mask & STATX_MNT_ID_UNIQUE != 0).then_some(stat.stx_mnt_id)
+}
+
+/// Opens a directory if that needs no waiting: every component of the path is
+/// in the kernel's cache (`RESOLVE_CACHED`, openat2(2), since 5.12). For the
+/// reader, who must not wait for a network filesystem on the way.
+///
+/// # Errors
+/// `EAGAIN` if it would have to wait.
+pub fn open_cached_directory(path: &std::path::Path) -> Result<OwnedFd, SyscallError> {
+    const RESOLVE_CACHED: u64 = 0x20;
+    let path = std::ffi::CString::new(path.as_os_str().as_bytes()).map_err(|_| SyscallError {
+        call: "openat2",
+        source: std::io::ErrorKind::InvalidInput.into(),
+    })?;
+    // SAFETY: `open_how` consists of integers, for which zero is a valid value.
+    let mut how: libc::open_how = unsafe { std::mem::zeroed() };
+    let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC | libc::O_NONBLOCK;
+    how.flags = u64::from(flags.cast_unsigned());
+    how.resolve = RESOLVE_CACHED;
+    // SAFETY: path and structure live until after the call, the size is true.
+    let fd = unsafe {
+        libc::syscall(
+            libc::SYS_openat2,
+            libc::AT_FDCWD,
+            path.as_ptr(),
+            &raw const how,
+            size_of_val(&how),
+        )
+    };
+    let Ok(fd @ 0..) = i32::try_from(fd) else {
+        return Err(SyscallError::last("openat2(RESOLVE_CACHED)"));
+    };
+    // SAFETY: the kernel just gave this fd to us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Opens a file again, for reading, from an fd that may be `O_PATH`. Does not
@@ -164,6 +221,16 @@ mod tests {
         assert_eq!(i64::from(ours.changed.nsec), theirs.ctime_nsec());
         assert!(ours.regular && ours.links == 1);
         assert_eq!(path_buf_of(file.as_file()).unwrap(), file.path());
+    }
+
+    #[test]
+    fn a_cached_directory_opens_and_a_missing_one_does_not() {
+        let fd = open_cached_directory(std::path::Path::new("/proc")).unwrap();
+        assert!(!stat(fd.as_fd()).unwrap().regular);
+        assert!(open_cached_directory(std::path::Path::new("/proc/nothing")).is_err());
+        if let Some(id) = unique_mount_id(fd.as_fd()) {
+            assert_ne!(id, 0);
+        }
     }
 
     #[test]

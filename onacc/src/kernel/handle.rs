@@ -51,6 +51,18 @@ impl FileHandle {
         }
     }
 
+    /// A handle from the kernel's own words about it (`/proc/self/fdinfo`).
+    /// `None` if it is longer than those that are kept.
+    pub(super) fn from_parts(kind: i32, data: &[u8]) -> Option<Self> {
+        let mut handle = Self {
+            bytes: u32::try_from(data.len()).ok()?,
+            kind,
+            data: [0; CAPACITY as usize],
+        };
+        handle.data.get_mut(..data.len())?.copy_from_slice(data);
+        Some(handle)
+    }
+
     /// Opens the inode again as `O_PATH`, which raises no event. `on` is any
     /// open fd (not `O_PATH`) on the same filesystem.
     ///

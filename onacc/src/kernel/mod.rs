@@ -13,6 +13,7 @@ pub mod daemon;
 pub mod fanotify;
 pub mod file;
 pub mod handle;
+pub mod inotify;
 pub mod mounts;
 pub mod process;
 pub mod procfs;

@@ -27,6 +27,9 @@ pub struct Mount {
     pub point: PathBuf,
     /// Type, such as `ext4`.
     pub kind: String,
+    /// Of an overlay: the directories that it is made of, as they were named
+    /// when it was mounted (perhaps not by absolute paths).
+    pub layers: Vec<PathBuf>,
 }
 
 /// All mounts of our mount namespace.
@@ -91,6 +94,12 @@ impl MountTable {
             .max_by_key(|mount| mount.point.as_os_str().len())
     }
 
+    /// A mount that shows all of a filesystem.
+    pub fn whole(&self, dev: u32) -> Option<&Mount> {
+        self.iter()
+            .find(|mount| mount.dev == dev && mount.root == Path::new("/"))
+    }
+
     /// Where on which filesystem a path leads.
     pub fn place_of(&self, path: &Path) -> Option<Place> {
         let mount = self.mount_of(path)?;
@@ -131,14 +140,40 @@ fn parse_line(line: &[u8]) -> Option<Mount> {
     let minor = u32::try_from(number(numbers.next()?)?).ok()?;
     let root = path(fields.next()?);
     let point = path(fields.next()?);
-    let kind = fields.skip_while(|field| *field != b"-").nth(1)?;
+    let mut rest = fields.skip_while(|field| *field != b"-").skip(1);
+    let kind = rest.next()?;
+    let options = rest.nth(1).unwrap_or_default();
     Some(Mount {
         id,
         dev: kernel_dev(major, minor),
         root,
         point,
         kind: String::from_utf8_lossy(kind).into_owned(),
+        layers: if kind == b"overlay" {
+            layers(options)
+        } else {
+            Vec::new()
+        },
     })
+}
+
+/// Directories named in the options of an overlay.
+fn layers(options: &[u8]) -> Vec<PathBuf> {
+    let named = |option: &[u8]| -> Option<Vec<u8>> {
+        ["lowerdir=", "lowerdir+=", "datadir+=", "upperdir="]
+            .iter()
+            .find_map(|name| Some(option.strip_prefix(name.as_bytes())?.to_vec()))
+    };
+    options
+        .split(|byte| *byte == b',')
+        .filter_map(named)
+        .flat_map(|list| {
+            list.split(|byte| *byte == b':')
+                .filter(|layer| !layer.is_empty())
+                .map(path)
+                .collect::<Vec<_>>()
+        })
+        .collect()
 }
 
 fn number(field: &[u8]) -> Option<u64> {
@@ -215,6 +250,15 @@ broken line\n";
         let table = MountTable::parse(TABLE.split_at(TABLE.len() - 70).0);
         let bind = table.get(42).unwrap();
         assert_eq!(join(&bind.root, Path::new("x")), Path::new("/var/data/x"));
+    }
+
+    #[test]
+    fn an_overlay_names_its_layers() {
+        let table = MountTable::parse(
+            b"7 1 0:60 / /m rw - overlay overlay rw,lowerdir=/a:/b\\040c,upperdir=/u,workdir=/w\n",
+        );
+        let layers = &table.get(7).unwrap().layers;
+        assert_eq!(*layers, ["/a", "/b c", "/u"].map(PathBuf::from));
     }
 
     #[test]

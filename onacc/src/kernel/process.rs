@@ -9,8 +9,9 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::SyscallError;
 
-/// Threads that an agent can have; there are about eight.
-const MAX_THREADS: usize = 32;
+/// Threads that an agent can have; there are about eight, and one for each
+/// filesystem whose opens can block.
+const MAX_THREADS: usize = 128;
 
 /// Thread ids of the agent. Filled before the first mark is placed, read by the
 /// reader for each event: an own open must never wait for an answer.
@@ -19,7 +20,7 @@ static OWN_THREADS: [AtomicI32; MAX_THREADS] = [const { AtomicI32::new(0) }; MAX
 /// Enters the calling thread into the list of own threads.
 ///
 /// # Panics
-/// If there are more than 32.
+/// If there are more than 128.
 pub fn register_thread() {
     let tid = nix::unistd::gettid().as_raw();
     let entered = OWN_THREADS.iter().any(|slot| {
@@ -59,6 +60,14 @@ pub fn spawn<T: Send + 'static>(
             call: "clone (a new thread)",
             source,
         })
+}
+
+/// Waits for a thread to end, until then; one that does not is left to the end
+/// of the process.
+pub fn wait_for(thread: &JoinHandle<()>, until: std::time::Instant) {
+    while !thread.is_finished() && std::time::Instant::now() < until {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
 }
 
 /// Ends the process at once. The kernel closes the group, which lets all

@@ -113,6 +113,16 @@ counters! {
     marks_dropped_room,
     /// Times that all clean marks were taken away.
     marks_flushed,
+    /// Directory marks placed (coverage "directory" and "listed").
+    directory_marks,
+    /// Directory marks taken away because the directory left the scope.
+    directory_marks_removed,
+    /// Times that all directories were compared again, because the inotify queue was full.
+    directory_rescans,
+    /// Failures to open, watch, mark or list a directory; each is tried again.
+    directory_errors,
+    /// Files of new directories that were not scanned ahead, because too many waited.
+    prescans_dropped,
     /// Log lines lost because the log could not take them.
     log_lines_lost,
 }

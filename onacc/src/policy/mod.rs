@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::collections::HashMap;
 
 use crate::kernel::file::{FileStat, FilesystemKind};
-use crate::kernel::mounts::MountTable;
+use crate::kernel::mounts::{Mount, MountTable};
 
 pub use marks::{MarkTable, Remembered};
 pub use scope::{Scope, Side};
@@ -107,7 +107,10 @@ impl Policy {
         match self.kind(stat) {
             FilesystemKind::Ext => self.stores_are_seen,
             FilesystemKind::ReadOnly => true,
-            FilesystemKind::Stamped | FilesystemKind::Unstamped | FilesystemKind::Foreign => false,
+            FilesystemKind::Stamped
+            | FilesystemKind::Unstamped
+            | FilesystemKind::Overlay
+            | FilesystemKind::Foreign => false,
         }
     }
 
@@ -116,7 +119,7 @@ impl Policy {
     pub fn stamps_tell(&self, stat: &FileStat) -> bool {
         match self.kind(stat) {
             FilesystemKind::Ext | FilesystemKind::Stamped | FilesystemKind::ReadOnly => true,
-            FilesystemKind::Unstamped | FilesystemKind::Foreign => false,
+            FilesystemKind::Unstamped | FilesystemKind::Overlay | FilesystemKind::Foreign => false,
         }
     }
 
@@ -124,8 +127,16 @@ impl Policy {
     /// `None` if it could not say. What cannot be placed is scanned: a mount of
     /// another namespace, a path longer than `PATH_MAX`.
     pub fn by_place(&self, stat: &FileStat, path: Option<&[u8]>) -> Option<Unscanned> {
-        let mount = self.mounts.get(stat.mount)?;
-        let side = self.scope.side_of_opened(mount, path?)?;
+        self.by_place_on(self.mounts.get(stat.mount)?, stat, path?)
+    }
+
+    /// As [`Policy::by_place`], for a path on a mount of ours.
+    pub fn by_place_on(&self, mount: &Mount, stat: &FileStat, path: &[u8]) -> Option<Unscanned> {
+        let path = match path.strip_suffix(b" (deleted)") {
+            Some(shorter) if stat.links == 0 => shorter,
+            _ => path,
+        };
+        let side = self.scope.side_of_opened(mount, path)?;
         (side == Side::Outside).then_some(Unscanned::OutOfScope)
     }
 }
@@ -219,6 +230,15 @@ mod tests {
             Some(Unscanned::OutOfScope)
         );
         assert_eq!(policy.by_place(&stat(5), Some(b"/in/f")), None);
+        let deleted = FileStat {
+            links: 0,
+            ..stat(5)
+        };
+        assert_eq!(policy.by_place(&deleted, Some(b"/in (deleted)")), None);
+        assert_eq!(
+            policy.by_place(&stat(5), Some(b"/in (deleted)")),
+            Some(Unscanned::OutOfScope)
+        );
         assert_eq!(
             policy.by_place(&stat(5), Some(b"/in/out/f")),
             Some(Unscanned::OutOfScope)

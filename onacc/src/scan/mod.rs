@@ -16,7 +16,7 @@ use crate::kernel::fanotify::{Answer, PendingEvent};
 use crate::kernel::file::FileStat;
 
 pub use book::Book;
-pub use prescan::{Prescan, PrescanRefused};
+pub use prescan::{Prescan, PrescanMessage, PrescanRefused, Prescanner, Written};
 pub use service::{Limits, Links, Service};
 
 /// An event on its way to clamd.

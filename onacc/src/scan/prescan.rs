@@ -2,18 +2,33 @@
 //! written and closed.
 //!
 //! Has a budget of its own, so that openers never wait for it. Must not: open
-//! anything that is no regular file, or block on it. Tested by `tests/`.
+//! anything that is no regular file, block on it, or hold an fd of a file while
+//! it waits (its filesystem could not be unmounted). Tested by `tests/`.
 
+use std::collections::VecDeque;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::sync::Arc;
-use std::time::Instant;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant, SystemTime};
+
+use nix::poll::PollFlags;
 
 use super::{ScanJob, Urgency, Work};
+use crate::coverage::filesystems::open_directory;
 use crate::kernel::SyscallError;
 use crate::kernel::fanotify::{FdBudget, PendingEvent};
-use crate::kernel::file;
-use crate::kernel::wake::Mailbox;
-use crate::policy::Policy;
+use crate::kernel::file::{self, FileStat};
+use crate::kernel::handle::FileHandle;
+use crate::kernel::wake::{Mailbox, sleep};
+use crate::observe::counters::Counters;
+use crate::policy::{Policy, VerdictCache, lock, stamps};
+
+/// How long a written file rests before it is scanned ahead: its stamps must be
+/// old enough for the verdict to be kept (`stamps::is_young`).
+const DELAY: Duration = Duration::from_millis(60);
+/// How long a prescan waits that found too many others waiting.
+const AGAIN: Duration = Duration::from_millis(10);
+/// Written files that wait; more are not scanned ahead.
+const MOST_WAITING: usize = 65_536;
 
 /// A file is not scanned ahead.
 #[derive(Debug, thiserror::Error)]
@@ -71,5 +86,120 @@ impl Prescan {
             joined: Vec::new(),
         }));
         Ok(())
+    }
+}
+
+/// What the prescanner is told.
+#[derive(Debug)]
+pub enum PrescanMessage {
+    /// A file was written and closed.
+    Written(Written),
+    /// Scope or mounts have changed.
+    Policy(Arc<Policy>),
+    /// End.
+    Stop,
+}
+
+/// A file that was written and closed.
+#[derive(Debug)]
+pub struct Written {
+    /// How to come back to it.
+    pub handle: FileHandle,
+    /// What it was when it was closed.
+    pub stat: FileStat,
+}
+
+/// The thread that scans written files ahead. It opens files, and may wait for
+/// the reader in doing so; nobody waits for it.
+pub struct Prescanner {
+    prescan: Prescan,
+    messages: Mailbox<PrescanMessage>,
+    policy: Arc<Policy>,
+    verdicts: Arc<Mutex<VerdictCache>>,
+    counters: Arc<Counters>,
+    /// In the order of their time.
+    waiting: VecDeque<(Instant, Written)>,
+}
+
+impl Prescanner {
+    /// A prescanner that has not begun.
+    pub fn new(
+        prescan: Prescan,
+        messages: Mailbox<PrescanMessage>,
+        policy: Arc<Policy>,
+        (verdicts, counters): (Arc<Mutex<VerdictCache>>, Arc<Counters>),
+    ) -> Self {
+        Self {
+            prescan,
+            messages,
+            policy,
+            verdicts,
+            counters,
+            waiting: VecDeque::new(),
+        }
+    }
+
+    /// Runs until told to stop.
+    pub fn run(mut self) {
+        let mut messages = Vec::new();
+        loop {
+            self.messages.drain(&mut messages);
+            let due = Instant::now() + DELAY;
+            for message in messages.drain(..) {
+                match message {
+                    PrescanMessage::Written(written) if self.waiting.len() < MOST_WAITING => {
+                        self.waiting.push_back((due, written));
+                    }
+                    PrescanMessage::Written(_) => self.counters.prescans_skipped.up(),
+                    PrescanMessage::Policy(policy) => self.policy = policy,
+                    PrescanMessage::Stop => return,
+                }
+            }
+            let pause = self.scan_due();
+            self.rest(pause);
+        }
+    }
+
+    /// Scans what is due. Returns until when to wait if there is no room.
+    fn scan_due(&mut self) -> Option<Instant> {
+        while let Some((due, written)) = self.waiting.front() {
+            let now = Instant::now();
+            if *due > now {
+                return Some(*due);
+            }
+            match self.scan(written) {
+                Ok(()) => self.counters.prescans.up(),
+                Err(PrescanRefused::Busy) => return Some(now + AGAIN),
+                Err(PrescanRefused::Unwanted | PrescanRefused::Syscall(_)) => {
+                    self.counters.prescans_skipped.up();
+                }
+            }
+            self.waiting.pop_front();
+        }
+        None
+    }
+
+    fn scan(&self, written: &Written) -> Result<(), PrescanRefused> {
+        let directory = open_directory(&self.policy.mounts, written.stat.key.dev)
+            .ok_or(PrescanRefused::Unwanted)?;
+        let file = written.handle.open(directory.as_fd())?;
+        let stat = file::stat(file.as_fd())?;
+        // Written again: that close will bring it back. Known: an opener was faster.
+        let changed = !stamps::same_version(&stat, &written.stat);
+        let young = stamps::is_young(stat.changed, SystemTime::now());
+        if changed || young || stat.links == 0 || lock(&self.verdicts).get(&stat).is_some() {
+            return Err(PrescanRefused::Unwanted);
+        }
+        self.prescan.scan(&self.policy, &file)
+    }
+
+    fn rest(&self, until: Option<Instant>) {
+        if !self.messages.begin_sleep() {
+            return;
+        }
+        let wake = self.messages.waker();
+        let slept = sleep([(wake.as_fd(), PollFlags::POLLIN)], until);
+        self.messages
+            .end_sleep(slept.is_ok_and(|[notified]| notified));
     }
 }

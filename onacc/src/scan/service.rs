@@ -34,9 +34,6 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// Silence, with scans under way, after which clamd is asked for a sign of life.
 const SILENCE: Duration = Duration::from_millis(500);
 
-/// How long a written file rests before it is scanned ahead: its stamps must be
-/// old enough for the verdict to be kept (`stamps::is_young`).
-const PRESCAN_DELAY: Duration = Duration::from_millis(60);
 /// How often clamd is asked for the version of its database.
 const VERSION_EVERY: Duration = Duration::from_secs(5);
 
@@ -83,12 +80,8 @@ pub struct Service {
     links: Links,
     book: Book<ScanJob>,
     versions: Versions,
-    /// Prescans that wait until their file's stamps are old enough to tell.
-    later: VecDeque<ScanJob>,
     /// Version of clamd and its database, as it last said.
     version: String,
-    /// Number of the database, which only this thread raises.
-    generation: u64,
     next_version: Instant,
     session: Option<Session>,
     /// No connection is tried before.
@@ -131,9 +124,7 @@ impl Service {
         Self {
             book: Book::new(limits.max_scans),
             versions: Versions::default(),
-            later: VecDeque::new(),
             version: String::new(),
-            generation: 0,
             next_version: now,
             limits,
             links,
@@ -159,7 +150,6 @@ impl Service {
             for work in incoming.drain(..) {
                 self.take_in(work, now);
             }
-            self.take_later(now);
             self.receive();
             self.pump(Instant::now());
             self.expire(Instant::now());
@@ -171,7 +161,7 @@ impl Service {
 
     fn take_in(&mut self, work: Work, now: Instant) {
         match work {
-            Work::Scan(job) if job.urgency == Urgency::Prescan => self.later.push_back(job),
+            Work::Scan(job) if job.urgency == Urgency::Prescan => self.take_prescan(job),
             Work::Scan(job) => self.take_opener(job, now),
             Work::KnownInfected {
                 path,
@@ -212,35 +202,14 @@ impl Service {
         self.versions.enter(key, token);
     }
 
-    /// Prescans whose time has come, if they are still worth it.
-    fn take_later(&mut self, now: Instant) {
-        while let Some(job) = self.later.front()
-            && now >= job.arrived + PRESCAN_DELAY
-        {
-            let Some(mut job) = self.later.pop_front() else {
-                return;
-            };
-            let Some(stat) = job
-                .event
-                .file()
-                .and_then(|file| file::stat(file.as_fd()).ok())
-            else {
-                continue;
-            };
-            let known = lock(&self.links.verdicts).get(&stat).is_some();
-            let in_book = self.versions.find(&stat, |_| true).is_some();
-            let deleted = stat.links == 0;
-            let young = stamps::is_young(stat.changed, SystemTime::now());
-            // A young file was written again: the close after that brings it back.
-            if known || in_book || deleted || (young && job.stamps_tell) || self.stalled {
-                self.links.counters.prescans_skipped.up();
-                continue;
-            }
-            self.links.counters.prescans.up();
-            job.stat = stat;
-            let token = self.book.add_prescan(job);
-            self.versions.enter(stat.key, token);
+    fn take_prescan(&mut self, job: ScanJob) {
+        let key = job.stat.key;
+        if self.stalled || self.versions.find(&job.stat, |_| true).is_some() {
+            self.links.counters.prescans_skipped.up();
+            return;
         }
+        let token = self.book.add_prescan(job);
+        self.versions.enter(key, token);
     }
 
     /// Sends as many waiting jobs as there are places.
@@ -254,6 +223,7 @@ impl Service {
         if self.book.under_way() == 0 {
             self.last_sign = now;
         }
+        let generation = lock(&self.links.verdicts).generation();
         while let Some((token, job)) = self.book.next_to_send() {
             let (Some(file), Some(session)) = (job.event.file(), self.session.as_mut()) else {
                 return;
@@ -262,7 +232,7 @@ impl Service {
             let stat = job.stat;
             match session.scan(file.as_fd(), token, now) {
                 Ok(Sent::Yes) => {
-                    let began = steady.then_some((stat, self.generation));
+                    let began = steady.then_some((stat, generation));
                     self.versions.sent(stat.key, token, began);
                     self.book.sent(token);
                 }
@@ -374,10 +344,7 @@ impl Service {
 
     /// No verdict of the old database holds any more.
     fn new_database(&mut self, version: &str) {
-        let mut verdicts = lock(&self.links.verdicts);
-        verdicts.new_generation();
-        self.generation = verdicts.generation();
-        drop(verdicts);
+        lock(&self.links.verdicts).new_generation();
         self.links.counters.generations.up();
         let why = "clamd has another signature database";
         self.links.keeper.send(KeeperMessage::Flush(why));
@@ -560,13 +527,12 @@ impl Service {
     }
 
     fn wake_at(&self) -> Option<Instant> {
-        let mut times = [None; 6];
-        times[4] = self.later.front().map(|job| job.arrived + PRESCAN_DELAY);
+        let mut times = [None; 5];
         times[0] = self.book.next_deadline();
         if let Some(session) = &self.session {
             if session.awaits_sign_since().is_none() {
                 times[1] = Some(session.last_command() + self.keep_alive());
-                times[5] = Some(self.next_version);
+                times[4] = Some(self.next_version);
                 if self.book.under_way() > 0 {
                     times[2] = Some(self.last_sign + self.silence());
                 }

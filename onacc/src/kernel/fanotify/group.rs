@@ -7,8 +7,9 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
+use super::budget::FdBudget;
 use super::event::{Events, METADATA_LEN, ParseError};
-use super::pending::{Answer, EventFile, FdBudget, PendingEvent};
+use super::pending::{Answer, EventFile, PendingEvent};
 use crate::kernel::SyscallError;
 
 /// What a group is for.
@@ -120,11 +121,11 @@ impl Group {
         mut each: impl FnMut(PendingEvent),
     ) -> Result<usize, ReadError> {
         let (budget, on_drop) = source;
-        let room = budget.room().min(ReadBuffer::EVENTS);
-        if room == 0 {
+        let mut places = budget.reserve(ReadBuffer::EVENTS);
+        if places.places() == 0 {
             return Ok(0);
         }
-        let bytes = &mut buffer.0[..room * METADATA_LEN];
+        let bytes = &mut buffer.0[..places.places() * METADATA_LEN];
         let got = loop {
             // SAFETY: the pointer and length are those of a live, writable slice.
             let got =
@@ -147,7 +148,7 @@ impl Group {
                 // SAFETY: the kernel installed this fd for this event and
                 // nobody else knows of it (fanotify(7)).
                 let fd = unsafe { OwnedFd::from_raw_fd(event.fd) };
-                Some(EventFile::new(fd, budget.take()))
+                places.take().map(|permit| EventFile::new(fd, permit))
             } else {
                 None
             };

@@ -118,6 +118,68 @@ impl Group {
         absent(mark(self, flags, self.event_mask(), At::ProcFd(root)))
     }
 
+    /// Marks a directory (an fd that may be `O_PATH`): opens of what lies
+    /// directly in it become events.
+    ///
+    /// # Errors
+    /// [`MarkError::Refused`] for procfs and its like.
+    pub fn mark_directory(&self, directory: BorrowedFd<'_>) -> Result<(), MarkError> {
+        let mask = self.event_mask() | libc::FAN_EVENT_ON_CHILD;
+        refused(mark(self, libc::FAN_MARK_ADD, mask, At::ProcFd(directory)))
+    }
+
+    /// Removes the mark of a directory.
+    ///
+    /// # Errors
+    /// [`MarkError::Absent`] if there is none.
+    pub fn unmark_directory(&self, directory: BorrowedFd<'_>) -> Result<(), MarkError> {
+        let mask = self.event_mask() | libc::FAN_EVENT_ON_CHILD;
+        absent(mark(
+            self,
+            libc::FAN_MARK_REMOVE,
+            mask,
+            At::ProcFd(directory),
+        ))
+    }
+
+    /// Marks one file (an fd that may be `O_PATH`), by whatever name it is
+    /// opened. The kernel refuses an evictable clean mark beside it.
+    ///
+    /// # Errors
+    /// [`MarkError::Refused`] for procfs and its like.
+    pub fn mark_inode(&self, file: BorrowedFd<'_>) -> Result<(), MarkError> {
+        let mask = self.event_mask();
+        refused(mark(self, libc::FAN_MARK_ADD, mask, At::ProcFd(file)))
+    }
+
+    /// Removes the mark of a file.
+    ///
+    /// # Errors
+    /// [`MarkError::Absent`] if there is none.
+    pub fn unmark_inode(&self, file: BorrowedFd<'_>) -> Result<(), MarkError> {
+        let mask = self.event_mask();
+        absent(mark(self, libc::FAN_MARK_REMOVE, mask, At::ProcFd(file)))
+    }
+
+    /// Marks the mount that `place` (may be `O_PATH`) was reached through: every
+    /// open through this mount becomes an event, through others none.
+    ///
+    /// # Errors
+    /// [`MarkError::Refused`] for procfs and its like.
+    pub fn mark_mount(&self, place: BorrowedFd<'_>) -> Result<(), MarkError> {
+        let flags = libc::FAN_MARK_ADD | libc::FAN_MARK_MOUNT;
+        refused(mark(self, flags, self.event_mask(), At::ProcFd(place)))
+    }
+
+    /// Removes the mark of a mount.
+    ///
+    /// # Errors
+    /// [`MarkError::Absent`] if there is none.
+    pub fn unmark_mount(&self, place: BorrowedFd<'_>) -> Result<(), MarkError> {
+        let flags = libc::FAN_MARK_REMOVE | libc::FAN_MARK_MOUNT;
+        absent(mark(self, flags, self.event_mask(), At::ProcFd(place)))
+    }
+
     /// Places the clean mark: opens of this inode raise no event until it is
     /// written to. Succeeds and does nothing while the inode is open for writing.
     ///
@@ -184,6 +246,16 @@ fn absent(result: Result<(), SyscallError>) -> Result<(), MarkError> {
     match result {
         Ok(()) => Ok(()),
         Err(error) if error.errno() == libc::ENOENT => Err(MarkError::Absent),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn refused(result: Result<(), SyscallError>) -> Result<(), MarkError> {
+    match result {
+        Ok(()) => Ok(()),
+        Err(error) if matches!(error.errno(), libc::EINVAL | libc::EOPNOTSUPP) => {
+            Err(MarkError::Refused)
+        }
         Err(error) => Err(error.into()),
     }
 }

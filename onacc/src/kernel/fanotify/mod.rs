@@ -4,13 +4,15 @@
 //! permission event is answered exactly once, `marks` places and removes marks.
 //! Must not: know the scope or a verdict.
 
+mod budget;
 pub mod event;
 mod group;
 mod marks;
 mod outside;
 mod pending;
 
+pub use budget::{FdBudget, Permit};
 pub use group::{Group, GroupKind, InitError, ReadBuffer, ReadError};
 pub use marks::{MarkError, ProbedFeatures, WriterProbe};
 pub use outside::MoveWatch;
-pub use pending::{Answer, EventFile, FdBudget, PendingEvent, Permit};
+pub use pending::{Answer, EventFile, PendingEvent};

@@ -7,11 +7,10 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use super::budget::Permit;
 use super::event::RawEvent;
 use super::group::Group;
-use crate::kernel::wake::Wake;
 
 /// What the kernel is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,78 +19,6 @@ pub enum Answer {
     Allow,
     /// The open fails with EPERM.
     Deny,
-}
-
-/// How many events may be in flight. What goes beyond waits in the kernel's queue.
-#[derive(Debug)]
-pub struct FdBudget {
-    limit: usize,
-    used: AtomicUsize,
-    reader_waits: AtomicBool,
-    wake: Wake,
-}
-
-impl FdBudget {
-    /// A budget of `limit` fds, at least 1. `wake` is notified when a reader
-    /// that found no room can go on.
-    pub fn new(limit: usize, wake: Wake) -> Arc<Self> {
-        Arc::new(Self {
-            limit: limit.max(1),
-            used: AtomicUsize::new(0),
-            reader_waits: AtomicBool::new(false),
-            wake,
-        })
-    }
-
-    /// How many more events may be read now. Only the reader takes permits, so
-    /// the room can grow behind its back, never shrink.
-    pub fn room(&self) -> usize {
-        self.limit.saturating_sub(self.used.load(Ordering::Acquire))
-    }
-
-    /// Whether less than half of the budget is in use: enough for what nobody
-    /// waits for.
-    pub fn is_ample(&self) -> bool {
-        self.room() > self.limit / 2
-    }
-
-    /// Fds in use.
-    pub fn used(&self) -> usize {
-        self.used.load(Ordering::Acquire)
-    }
-
-    /// The reader is about to sleep for want of room. True: there is room after
-    /// all, do not sleep.
-    pub fn begin_wait(&self) -> bool {
-        self.reader_waits.store(true, Ordering::SeqCst);
-        self.limit > self.used.load(Ordering::SeqCst)
-    }
-
-    /// A permit, unless the budget is spent. For a budget that several threads
-    /// share; it can be overdrawn by one for each of them.
-    pub fn try_take(self: &Arc<Self>) -> Option<Permit> {
-        (self.room() > 0).then(|| self.take())
-    }
-
-    pub(super) fn take(self: &Arc<Self>) -> Permit {
-        self.used.fetch_add(1, Ordering::AcqRel);
-        Permit(Arc::clone(self))
-    }
-}
-
-/// One place in the budget; given back when dropped.
-#[derive(Debug)]
-pub struct Permit(Arc<FdBudget>);
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        self.0.used.fetch_sub(1, Ordering::SeqCst);
-        if self.0.reader_waits.load(Ordering::SeqCst)
-            && self.0.reader_waits.swap(false, Ordering::SeqCst)
-        {
-            self.0.wake.notify();
-        }
-    }
 }
 
 /// The file of an event: the kernel's own fd for the inode that is being

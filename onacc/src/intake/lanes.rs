@@ -1,0 +1,242 @@
+//! Lanes: groups and readers for filesystems whose opens open others.
+//!
+//! To hand out an event the kernel opens the file for the reader, in the
+//! reader's own `read(2)`. On an overlay that opens a file of a layer below; on
+//! FUSE and network filesystems it waits for somebody. If that raised an event
+//! in the same group, the reader would wait for itself. So such filesystems get a
+//! group and a reader of their own: a reader may wait for a reader below it,
+//! never for itself. Must not: put two filesystems into one lane of which one may
+//! lie on the other. The lane below may not be held up by those above: only the
+//! first lane is watched by the watchdog. Tested by `tests/`.
+
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use super::reader::{Control, Reader, ReaderLinks, ReaderOwn};
+use crate::kernel::fanotify::{Group, GroupKind, InitError};
+use crate::kernel::mounts::{Mount, MountTable};
+use crate::kernel::procfs::Proc;
+use crate::kernel::wake::{Mailbox, Wake};
+use crate::kernel::{SyscallError, process};
+use crate::observe::heartbeat::Heartbeat;
+use crate::policy::Policy;
+
+/// Lanes beside the first: each has a thread and three fds.
+const MOST_LANES: usize = 64;
+
+/// Which filesystems share a lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LaneId {
+    /// Filesystems whose opens wait for nobody.
+    Plain,
+    /// Overlays whose layers all lie on such filesystems.
+    Overlay,
+    /// One filesystem alone, by its device.
+    Own(u32),
+}
+
+/// A lane cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum LaneError {
+    /// There are too many.
+    #[error("more than {MOST_LANES} filesystems whose opens can block")]
+    TooMany,
+    /// The group cannot be made.
+    #[error(transparent)]
+    Group(#[from] InitError),
+    /// Thread or fd cannot be had.
+    #[error(transparent)]
+    Syscall(#[from] SyscallError),
+}
+
+/// The lane of a filesystem.
+pub fn lane_of(mount: &Mount, mounts: &MountTable) -> LaneId {
+    if mount.kind == "overlay" {
+        let plain = |layer: &Path| {
+            layer.is_absolute()
+                && mounts
+                    .mount_of(layer)
+                    .is_some_and(|below| !opens_can_block(&below.kind))
+        };
+        let all_plain = !mount.layers.is_empty() && mount.layers.iter().all(|layer| plain(layer));
+        return if all_plain {
+            LaneId::Overlay
+        } else {
+            LaneId::Own(mount.dev)
+        };
+    }
+    if opens_can_block(&mount.kind) {
+        LaneId::Own(mount.dev)
+    } else {
+        LaneId::Plain
+    }
+}
+
+/// Whether opening a file on this type of filesystem can wait for another
+/// program, another machine, or another filesystem.
+fn opens_can_block(kind: &str) -> bool {
+    const KINDS: [&str; 16] = [
+        "9p", "afs", "autofs", "ceph", "cifs", "coda", "ecryptfs", "fuse", "fuseblk", "gfs2",
+        "nfs", "nfs4", "ocfs2", "overlay", "smb3", "virtiofs",
+    ];
+    KINDS.contains(&kind) || kind.starts_with("fuse.")
+}
+
+struct Lane {
+    id: LaneId,
+    group: Arc<Group>,
+    control: Mailbox<Control>,
+    thread: JoinHandle<()>,
+}
+
+/// Told when a reader has ended that must not.
+#[derive(Clone)]
+pub struct Ended {
+    /// Notified.
+    pub wake: Wake,
+    /// Why; the first reason counts.
+    pub reason: Arc<OnceLock<String>>,
+}
+
+/// All lanes.
+pub struct Lanes {
+    kind: GroupKind,
+    links: ReaderLinks,
+    ended: Ended,
+    all: Vec<Lane>,
+    policy: Arc<Policy>,
+}
+
+impl Lanes {
+    /// Starts the first lane, on a group that is already there.
+    ///
+    /// # Errors
+    /// [`LaneError`].
+    pub fn start(
+        group: Arc<Group>,
+        links: ReaderLinks,
+        (policy, heartbeat): (Arc<Policy>, Heartbeat),
+        ended: Ended,
+    ) -> Result<Self, LaneError> {
+        let mut lanes = Self {
+            kind: group.kind(),
+            links,
+            ended,
+            all: Vec::new(),
+            policy,
+        };
+        lanes.add(LaneId::Plain, group, heartbeat)?;
+        Ok(lanes)
+    }
+
+    fn add(
+        &mut self,
+        id: LaneId,
+        group: Arc<Group>,
+        heartbeat: Heartbeat,
+    ) -> Result<(), LaneError> {
+        let control = Mailbox::new()?;
+        let own = ReaderOwn {
+            group: Arc::clone(&group),
+            control: control.clone(),
+            heartbeat,
+            proc: Proc::open()?,
+        };
+        let reader = Reader::new(self.links.clone(), own, Arc::clone(&self.policy));
+        let ended = self.ended.clone();
+        let thread = process::spawn("onacc-reader", move || {
+            if let Err(error) = reader.run() {
+                let _first_one_counts = ended.reason.set(error.to_string());
+                ended.wake.notify();
+            }
+        })?;
+        self.all.push(Lane {
+            id,
+            group,
+            control,
+            thread,
+        });
+        Ok(())
+    }
+
+    /// The group for a filesystem; its lane is made if there is none.
+    ///
+    /// # Errors
+    /// [`LaneError`].
+    pub fn group_for(
+        &mut self,
+        mount: &Mount,
+        mounts: &MountTable,
+    ) -> Result<Arc<Group>, LaneError> {
+        let id = lane_of(mount, mounts);
+        if let Some(lane) = self.all.iter().find(|lane| lane.id == id) {
+            return Ok(Arc::clone(&lane.group));
+        }
+        if self.all.len() > MOST_LANES {
+            return Err(LaneError::TooMany);
+        }
+        let group = Group::new(self.kind)?;
+        self.add(id, Arc::clone(&group), Heartbeat::new("further reader"))?;
+        Ok(group)
+    }
+
+    /// Ends the lanes of filesystems that are gone; `present` says which are not.
+    pub fn let_go(&mut self, present: impl Fn(u32) -> bool) {
+        self.all.retain(|lane| match lane.id {
+            LaneId::Own(dev) if !present(dev) => {
+                lane.control.send(Control::Stop);
+                lane.control.waker().notify();
+                false
+            }
+            _ => true,
+        });
+    }
+
+    /// Every reader decides by this from now on.
+    pub fn set_policy(&mut self, policy: &Arc<Policy>) {
+        self.policy = Arc::clone(policy);
+        for lane in &self.all {
+            lane.control.send(Control::Policy(Arc::clone(policy)));
+        }
+    }
+
+    /// Tells all readers to end, and waits for them until then.
+    pub fn stop(self, until: Instant) {
+        for lane in &self.all {
+            lane.control.send(Control::Stop);
+            lane.control.waker().notify();
+        }
+        for lane in &self.all {
+            process::wait_for(&lane.thread, until);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_may_lie_on_another_gets_a_lane_of_its_own() {
+        let table = MountTable::parse(
+            b"1 0 8:1 / / rw - ext4 /dev/a rw\n\
+2 1 0:40 / /fuse rw - fuse.sshfs x rw\n\
+3 1 0:41 / /m rw - overlay o rw,lowerdir=/low,upperdir=/up,workdir=/w\n\
+4 1 0:42 / /n rw - overlay o rw,lowerdir=/m/x,upperdir=/up2,workdir=/w2\n\
+5 1 0:43 / /o rw - overlay o rw,lowerdir=l/ABC,upperdir=/up3,workdir=/w3\n\
+6 1 0:44 / /p rw - overlay o rw,lowerdir=/fuse/x\n\
+7 1 0:45 / /t rw - tmpfs t rw\n",
+        );
+        let lane = |id| lane_of(table.get(id).unwrap(), &table);
+        let own = |minor| LaneId::Own(onacc_common::kernel_dev(0, minor));
+        assert_eq!(lane(1), LaneId::Plain);
+        assert_eq!(lane(2), own(40));
+        assert_eq!(lane(3), LaneId::Overlay);
+        assert_eq!(lane(4), own(42), "an overlay on an overlay");
+        assert_eq!(lane(5), own(43), "layers that cannot be found");
+        assert_eq!(lane(6), own(44), "an overlay on FUSE");
+        assert_eq!(lane(7), LaneId::Plain);
+    }
+}

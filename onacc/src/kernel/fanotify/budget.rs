@@ -1,0 +1,162 @@
+//! The fd budget: how many events may be in flight (invariant 5).
+//!
+//! If an event's fd cannot be installed, the kernel denies the open
+//! (facts/kernel.md, fanotify 7). So a reader reserves places before it reads;
+//! what has no place waits in the kernel's queue. Several readers share one
+//! budget. Tested here.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::kernel::wake::Wake;
+
+/// The budget.
+#[derive(Debug)]
+pub struct FdBudget {
+    limit: usize,
+    used: AtomicUsize,
+    somebody_waits: AtomicBool,
+    waiting: Mutex<Vec<Wake>>,
+}
+
+impl FdBudget {
+    /// A budget of `limit` fds, at least 1.
+    pub fn new(limit: usize) -> Arc<Self> {
+        Arc::new(Self {
+            limit: limit.max(1),
+            used: AtomicUsize::new(0),
+            somebody_waits: AtomicBool::new(false),
+            waiting: Mutex::new(Vec::new()),
+        })
+    }
+
+    /// Places that are free now.
+    pub fn room(&self) -> usize {
+        self.limit.saturating_sub(self.used.load(Ordering::SeqCst))
+    }
+
+    /// Whether less than half of the budget is in use: enough for what nobody
+    /// waits for.
+    pub fn is_ample(&self) -> bool {
+        self.room() > self.limit / 2
+    }
+
+    /// Reserves up to `wanted` places, as many as are free.
+    pub fn reserve(self: &Arc<Self>, wanted: usize) -> Reservation {
+        let mut places = 0;
+        // The closure always returns `Some`, so that this cannot fail.
+        let _always_updates = self
+            .used
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |used| {
+                places = wanted.min(self.limit.saturating_sub(used));
+                Some(used + places)
+            });
+        Reservation {
+            budget: Arc::clone(self),
+            places,
+        }
+    }
+
+    /// One place, if one is free.
+    pub fn try_take(self: &Arc<Self>) -> Option<Permit> {
+        self.reserve(1).take()
+    }
+
+    /// A reader found no room and is about to sleep; `wake` is notified when
+    /// there is some. True: there is room after all, do not sleep.
+    pub fn begin_wait(&self, wake: &Wake) -> bool {
+        self.lock().push(wake.clone());
+        self.somebody_waits.store(true, Ordering::SeqCst);
+        self.room() > 0
+    }
+
+    fn give_back(&self, places: usize) {
+        self.used.fetch_sub(places, Ordering::SeqCst);
+        if places > 0
+            && self.somebody_waits.load(Ordering::SeqCst)
+            && self.somebody_waits.swap(false, Ordering::SeqCst)
+        {
+            for wake in std::mem::take(&mut *self.lock()) {
+                wake.notify();
+            }
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Wake>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Places that a reader holds for what it is about to read. What is not taken
+/// out is given back when it is dropped.
+#[derive(Debug)]
+pub struct Reservation {
+    budget: Arc<FdBudget>,
+    places: usize,
+}
+
+impl Reservation {
+    /// How many places it holds.
+    pub fn places(&self) -> usize {
+        self.places
+    }
+
+    /// Takes one place out.
+    pub fn take(&mut self) -> Option<Permit> {
+        self.places = self.places.checked_sub(1)?;
+        Some(Permit(Arc::clone(&self.budget)))
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.budget.give_back(self.places);
+    }
+}
+
+/// One place in the budget; given back when dropped.
+#[derive(Debug)]
+pub struct Permit(Arc<FdBudget>);
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.0.give_back(1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn never_more_than_the_limit_and_nothing_is_lost() {
+        let budget = FdBudget::new(5);
+        let mut first = budget.reserve(3);
+        assert_eq!((first.places(), budget.room()), (3, 2));
+        let second = budget.reserve(9);
+        assert_eq!((second.places(), budget.room()), (2, 0));
+        assert!(budget.try_take().is_none());
+        let permit = first.take().unwrap();
+        drop((first, second));
+        assert_eq!(budget.room(), 4);
+        drop(permit);
+        assert_eq!(budget.room(), 5);
+    }
+
+    #[test]
+    fn who_waits_is_woken_when_a_place_is_given_back() {
+        use nix::poll::PollFlags;
+        use std::os::fd::AsFd as _;
+        use std::time::{Duration, Instant};
+        let budget = FdBudget::new(1);
+        let wake = Wake::new().unwrap();
+        let permit = budget.try_take().unwrap();
+        assert!(!budget.begin_wait(&wake));
+        let until = Some(Instant::now() + Duration::from_millis(5));
+        let poll = |until| crate::kernel::wake::sleep([(wake.as_fd(), PollFlags::POLLIN)], until);
+        assert_eq!(poll(until).unwrap(), [false]);
+        drop(permit);
+        assert_eq!(poll(None).unwrap(), [true]);
+        assert!(budget.begin_wait(&wake));
+    }
+}
