@@ -3,36 +3,34 @@
 //! The only file that knows every part. Its main thread does what may wait:
 //! name service, mount table, signals. Must not: touch an event.
 
+mod house;
+
 use std::collections::HashMap;
-use std::os::fd::AsFd as _;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use nix::poll::PollFlags;
-
 use crate::commands::cli::Cli;
 use crate::config::{ConfigError, Settings, names};
-use crate::coverage::filesystems::{Filesystems, NewFilesystem};
+use crate::coverage::filesystems::Filesystems;
 use crate::coverage::keeper::{Keeper, KeeperLinks, KeeperMessage};
 use crate::coverage::paths::{self, PathError};
 use crate::coverage::tiers;
 use crate::intake::{Ended, LaneError, Lanes, ReaderLinks, ScannerIdentity};
-use crate::kernel::accounts::AccountWatch;
 use crate::kernel::bpf::{BpfError, FilterCounters};
-use crate::kernel::daemon::{self, Readiness};
+use crate::kernel::daemon;
 use crate::kernel::fanotify::{Answer, FdBudget, Group, GroupKind, InitError, WriterProbe};
-use crate::kernel::mounts::{self, MountTable};
+use crate::kernel::mounts::MountTable;
 use crate::kernel::procfs::Proc;
-use crate::kernel::signals::{Request, Signals};
-use crate::kernel::wake::{Mailbox, Wake, sleep};
+use crate::kernel::signals::Signals;
+use crate::kernel::wake::{Mailbox, Wake};
 use crate::kernel::{SyscallError, process};
 use crate::observe::counters::Counters;
 use crate::observe::heartbeat::{self, Heartbeat, Watchdog};
 use crate::observe::log::{LogError, Logger, Targets, printable};
-use crate::policy::{Policy, VerdictCache, lock};
+use crate::policy::{Policy, VerdictCache};
 use crate::scan::{Limits, Links, Prescan, PrescanMessage, Prescanner, Service, Work};
 
 /// Files that are scanned ahead at a time, or wait for it.
@@ -44,12 +42,6 @@ const VERDICTS: usize = 65_536;
 const MOST_IN_FLIGHT: u64 = 8192;
 /// Fds that the agent needs for itself.
 const OWN_FDS: u64 = 64;
-/// How often names are resolved again though no local file has changed: they
-/// may come from a server.
-const RESOLVE_EVERY: Duration = Duration::from_mins(1);
-/// How often the configured paths are resolved again: a symlink on the way to
-/// one raises no event that could be waited for.
-const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// How long threads may take to end; TERM is answered within a second.
 const STOP_PATIENCE: Duration = Duration::from_millis(700);
 
@@ -173,14 +165,8 @@ impl Agent {
         let plane = tiers::load_filter_plane(cli.bpf)?;
         let filter_counters = plane.as_ref().map(|plane| Arc::clone(plane.counters()));
         let table = Arc::new(MountTable::read()?);
-        let policy = Arc::new(Policy {
-            scope: Arc::new(paths::scope_of(&settings, &table, paths::Tell::Yes)?),
-            mounts: Arc::clone(&table),
-            excluded_uids: excluded_uids(&settings),
-            max_file_size: settings.max_file_size,
-            kinds: Arc::new(HashMap::new()),
-            stores_are_seen: plane.is_some() && features.evictable_marks,
-        });
+        let stores_are_seen = plane.is_some() && features.evictable_marks;
+        let policy = Arc::new(first_policy(&settings, &table, stores_are_seen)?);
         let prescans = Mailbox::new()?;
         let jobs = Mailbox::new()?;
         let keeper_messages = Mailbox::new()?;
@@ -271,55 +257,6 @@ impl Agent {
         Ok(agent)
     }
 
-    /// Marks what is in scope and not marked yet. The reader knows what a
-    /// filesystem is, and the keeper watches its stores, before the first event.
-    fn mark_filesystems(&mut self, table: &Arc<MountTable>) {
-        let changes = self.filesystems.look(&self.policy.scope, table);
-        if changes.replaced {
-            lock(&self.verdicts).new_generation();
-        }
-        if !changes.new.is_empty() {
-            let mut kinds = (*self.policy.kinds).clone();
-            kinds.extend(changes.new.iter().map(|new| (new.dev, new.kind)));
-            self.replace_policy(Policy {
-                kinds: Arc::new(kinds),
-                ..(*self.policy).clone()
-            });
-        }
-        for filesystem in changes.new {
-            self.mark_one(&filesystem, table);
-        }
-    }
-
-    fn mark_one(&mut self, filesystem: &NewFilesystem, table: &MountTable) {
-        let known = self.filesystems.is_marked(filesystem.dev);
-        self.keeper.send(KeeperMessage::Watch(filesystem.dev));
-        let group = match self.lanes.group_for(&filesystem.mount, table) {
-            Ok(group) => group,
-            Err(error) => {
-                self.filesystems.give_up(filesystem);
-                tracing::warn!("onacc: {} is not protected: {error}", place_of(filesystem));
-                return;
-            }
-        };
-        match self.filesystems.mark(filesystem, &group) {
-            Ok(()) if known => {}
-            Ok(()) => tracing::debug!("onacc: marked {}", place_of(filesystem)),
-            Err(error) => {
-                tracing::warn!("onacc: {} is not protected: {error}", place_of(filesystem));
-            }
-        }
-    }
-
-    fn replace_policy(&mut self, policy: Policy) {
-        self.policy = Arc::new(policy);
-        self.keeper
-            .send(KeeperMessage::Policy(Arc::clone(&self.policy)));
-        self.prescans
-            .send(PrescanMessage::Policy(Arc::clone(&self.policy)));
-        self.lanes.set_policy(&self.policy);
-    }
-
     fn say_what_is_on(&self) {
         let settings = &self.settings;
         for path in &settings.include_paths {
@@ -354,110 +291,6 @@ impl Agent {
         tracing::info!("onacc: protection is on: {mode}; filesystems marked: {count}");
     }
 
-    /// The main thread's loop: signals, mounts, accounts.
-    fn keep_house(
-        mut self,
-        mut signals: Signals,
-        readiness: Option<Readiness>,
-    ) -> Result<(), AgentError> {
-        let table_file = mounts::open_table()?;
-        let accounts = AccountWatch::new()?;
-        if let Some(readiness) = readiness {
-            readiness.report();
-        }
-        // What changed between the first reading and the opening of the table.
-        self.follow_mounts(true);
-        let mut resolve_at = Instant::now() + RESOLVE_EVERY;
-        let mut look_at = Instant::now() + LOOK_EVERY;
-        loop {
-            let until = Some(look_at);
-            let ended = self.threads.ended.wake.clone();
-            let [signal, mounts, passwd, end] = sleep(
-                [
-                    (signals.as_fd(), PollFlags::POLLIN),
-                    (table_file.as_fd(), PollFlags::POLLPRI),
-                    (accounts.as_fd(), PollFlags::POLLIN),
-                    (ended.as_fd(), PollFlags::POLLIN),
-                ],
-                until,
-            )?;
-            if signal {
-                while let Some(request) = signals.take() {
-                    match request {
-                        Request::Stop => {
-                            self.stop();
-                            return Ok(());
-                        }
-                        Request::Counters => {
-                            say_counters(&self.counters, self.filter_counters.as_deref());
-                        }
-                        Request::Nothing => {}
-                    }
-                }
-            }
-            if mounts || Instant::now() >= look_at {
-                self.follow_mounts(mounts);
-                look_at = Instant::now() + LOOK_EVERY;
-            }
-            if (passwd && accounts.changed()) || Instant::now() >= resolve_at {
-                self.follow_accounts();
-                resolve_at = Instant::now() + RESOLVE_EVERY;
-            }
-            if end {
-                let reason = self.threads.ended.reason.get().cloned().unwrap_or_default();
-                self.stop();
-                return Err(AgentError::Reader(reason));
-            }
-        }
-    }
-
-    /// Filesystems come and go under the include paths, and symlinks on the way
-    /// to them may lead elsewhere. `told`: the kernel says that mounts changed,
-    /// even if the table looks as before.
-    fn follow_mounts(&mut self, told: bool) {
-        let table = match MountTable::read() {
-            Ok(table) => Arc::new(table),
-            Err(error) => {
-                tracing::error!("onacc: {error}; new mounts are not followed");
-                return;
-            }
-        };
-        let scope = match paths::scope_of(&self.settings, &table, paths::Tell::No) {
-            Ok(scope) => Arc::new(scope),
-            Err(error) => {
-                tracing::error!("onacc: {error}; the scope stays as it was");
-                return;
-            }
-        };
-        let same = *table == *self.policy.mounts && *scope == *self.policy.scope;
-        if same && !told {
-            return;
-        }
-        if !same {
-            self.replace_policy(Policy {
-                scope: Arc::clone(&scope),
-                mounts: Arc::clone(&table),
-                ..(*self.policy).clone()
-            });
-        }
-        self.mark_filesystems(&table);
-        self.filesystems.let_go(&scope, &table);
-        let filesystems = &self.filesystems;
-        self.lanes.let_go(|dev| filesystems.is_marked(dev));
-    }
-
-    /// Users get other uids.
-    fn follow_accounts(&mut self) {
-        let uids = excluded_uids(&self.settings);
-        if uids != self.policy.excluded_uids {
-            tracing::info!("onacc: excluded uids are now {uids:?}");
-            self.replace_policy(Policy {
-                excluded_uids: uids,
-                ..(*self.policy).clone()
-            });
-        }
-    }
-
     /// Ends the threads in the order of an event's way, then closes the group,
     /// which lets go whoever still waits.
     fn stop(self) {
@@ -487,6 +320,21 @@ fn say_counters(counters: &Counters, filter: Option<&FilterCounters>) {
     }
 }
 
+fn first_policy(
+    settings: &Settings,
+    table: &Arc<MountTable>,
+    stores_are_seen: bool,
+) -> Result<Policy, PathError> {
+    Ok(Policy {
+        scope: Arc::new(paths::scope_of(settings, table, paths::Tell::Yes)?),
+        mounts: Arc::clone(table),
+        excluded_uids: excluded_uids(settings),
+        max_file_size: settings.max_file_size,
+        kinds: Arc::new(HashMap::new()),
+        stores_are_seen,
+    })
+}
+
 fn limits(settings: &Settings, on_failure: Answer) -> Limits {
     Limits {
         socket: settings.local_socket.value.clone(),
@@ -514,14 +362,6 @@ fn excluded_uids(settings: &Settings) -> Vec<u32> {
     uids.sort_unstable();
     uids.dedup();
     uids
-}
-
-fn place_of(filesystem: &NewFilesystem) -> String {
-    format!(
-        "{} ({})",
-        printable(filesystem.mount.point.as_os_str().as_encoded_bytes()),
-        filesystem.mount.kind
-    )
 }
 
 fn spawn_watchdog(beats: Vec<Heartbeat>) -> Result<(), SyscallError> {

@@ -4,6 +4,7 @@
 //! and answers. Must not: place marks (`coverage/`) or write logs on the way to
 //! an answer (invariant 3).
 
+mod aftermath;
 mod book;
 mod prescan;
 mod service;

@@ -5,7 +5,6 @@
 //! policy. Answers first; marks, log and counters of it come after (invariant
 //! 3). Must not: place marks or open a file. Tested by `tests/`.
 
-use std::collections::VecDeque;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -13,6 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use nix::poll::PollFlags;
 
+use super::aftermath::{After, Aftermath};
 use super::book::{Book, Due};
 use super::versions::Versions;
 use super::{Joined, ScanJob, Urgency, Work};
@@ -26,7 +26,7 @@ use crate::kernel::wake::{Mailbox, sleep};
 use crate::observe::counters::Counters;
 use crate::observe::heartbeat::Heartbeat;
 use crate::policy::{Verdict, VerdictCache, lock, stamps};
-use crate::respond::report::{self, Failure, FailureLines};
+use crate::respond::report::{self, Failure};
 
 /// First pause after a failed connection; doubled up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -94,27 +94,7 @@ pub struct Service {
     /// An opener's time ran out while clamd gave no sign of life.
     stalled: bool,
     /// What is done after the answers.
-    after: VecDeque<After>,
-    failures: FailureLines,
-}
-
-enum After {
-    Clean(CleanFile),
-    Infected {
-        paths: Vec<Vec<u8>>,
-        links: u32,
-        signature: Arc<str>,
-        late: bool,
-    },
-    Known {
-        path: Vec<u8>,
-        links: u32,
-        signature: Arc<str>,
-    },
-    Failed {
-        path: Vec<u8>,
-        failure: Failure,
-    },
+    after: Aftermath,
 }
 
 impl Service {
@@ -134,8 +114,7 @@ impl Service {
             outage_reported: false,
             last_sign: now,
             stalled: false,
-            after: VecDeque::new(),
-            failures: FailureLines::default(),
+            after: Aftermath::default(),
         }
     }
 
@@ -154,7 +133,7 @@ impl Service {
             self.pump(Instant::now());
             self.expire(Instant::now());
             self.ask_for_sign(Instant::now());
-            self.finish_up();
+            self.after.run(&self.links.keeper, self.limits.on_failure);
             self.rest();
         }
     }
@@ -167,7 +146,7 @@ impl Service {
                 path,
                 links,
                 signature,
-            } => self.after.push_back(After::Known {
+            } => self.after.push(After::Known {
                 path,
                 links,
                 signature,
@@ -375,7 +354,7 @@ impl Service {
                 job.answer(Answer::Deny);
                 self.links.counters.infected.up();
                 let signature: Arc<str> = signature.into();
-                self.after.push_back(After::Infected {
+                self.after.push(After::Infected {
                     paths: paths_of(&mut job),
                     links: job.stat.links,
                     signature: Arc::clone(&signature),
@@ -408,7 +387,7 @@ impl Service {
         }
         lock(&self.links.verdicts).insert(&stat, verdict, generation);
         if markable {
-            self.after.push_back(After::Clean(CleanFile {
+            self.after.push(After::Clean(CleanFile {
                 file,
                 stat,
                 generation,
@@ -423,7 +402,7 @@ impl Service {
         if job.urgency == Urgency::Prescan && job.joined.is_empty() {
             return;
         }
-        self.after.push_back(After::Failed {
+        self.after.push(After::Failed {
             path: std::mem::take(&mut job.path),
             failure,
         });
@@ -458,7 +437,7 @@ impl Service {
             };
             self.links.counters.timeouts.up();
             let failure = Failure::Timeout(self.limits.bound);
-            self.after.push_back(After::Failed { path, failure });
+            self.after.push(After::Failed { path, failure });
             if no_sign && !waiting && !self.stalled {
                 self.stalled = true;
                 report::stalled(self.limits.bound);
@@ -493,37 +472,6 @@ impl Service {
 
     fn keep_alive(&self) -> Duration {
         (self.limits.read_timeout / 4).clamp(Duration::from_secs(1), Duration::from_secs(30))
-    }
-
-    /// What may take its time: nobody waits for it.
-    fn finish_up(&mut self) {
-        while let Some(after) = self.after.pop_front() {
-            match after {
-                After::Clean(clean) => self.links.keeper.send(KeeperMessage::Clean(clean)),
-                After::Infected {
-                    paths,
-                    links,
-                    signature,
-                    late,
-                } => {
-                    for path in &paths {
-                        report::infected(path, links, &signature);
-                    }
-                    if late {
-                        report::late(paths.first().map_or(&[], Vec::as_slice));
-                    }
-                }
-                After::Known {
-                    path,
-                    links,
-                    signature,
-                } => report::infected(&path, links, &signature),
-                After::Failed { path, failure } => {
-                    self.failures
-                        .report(&path, &failure, self.limits.on_failure);
-                }
-            }
-        }
     }
 
     fn wake_at(&self) -> Option<Instant> {

@@ -9,6 +9,9 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
+
+use nix::poll::PollFlags;
 
 use crate::coverage::directories::marker::{KernelMarker, Marker};
 use crate::coverage::directories::tree::State;
@@ -22,7 +25,7 @@ use crate::kernel::inotify::{
     InotifyBuffer, InotifyEvent, InotifyEvents, WatchError, WatchId, WatchedInode,
 };
 use crate::kernel::mounts::MountTable;
-use crate::kernel::wake::Mailbox;
+use crate::kernel::wake::{Mailbox, sleep};
 use crate::observe::counters::Counters;
 use crate::observe::heartbeat::Heartbeat;
 use crate::policy::{Policy, Scope};
@@ -159,11 +162,14 @@ impl Bench {
 
     /// Rounds until nothing is left to do, and what left has been unmarked.
     pub fn settle(&mut self) {
-        let mut quiet = 0;
-        while quiet < 3 {
+        loop {
             assert!(self.directories.round());
+            let waiting = (self.directories.marker.events_fd(), PollFlags::POLLIN);
+            let [events] = sleep([waiting], Some(Instant::now())).unwrap();
             let idle = self.directories.urgent.is_empty() && self.directories.background.is_empty();
-            quiet = if idle { quiet + 1 } else { 0 };
+            if idle && !events && self.directories.upkeep.again.is_none() {
+                return;
+            }
         }
     }
 

@@ -1,0 +1,195 @@
+//! House-keeping: what the main thread does while the agent runs.
+//!
+//! Follows mounts, symlinks and accounts, and keeps the marks of coverage on
+//! what is in scope. It may wait: no opener waits for this thread.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use std::os::fd::AsFd as _;
+use std::time::Duration;
+
+use nix::poll::PollFlags;
+
+use super::{Agent, AgentError, excluded_uids, say_counters};
+use crate::coverage::filesystems::NewFilesystem;
+use crate::coverage::keeper::KeeperMessage;
+use crate::coverage::paths;
+use crate::kernel::accounts::AccountWatch;
+use crate::kernel::daemon::Readiness;
+use crate::kernel::mounts::{self, MountTable};
+use crate::kernel::signals::{Request, Signals};
+use crate::kernel::wake::sleep;
+use crate::observe::log::printable;
+use crate::policy::{Policy, lock};
+use crate::scan::PrescanMessage;
+
+/// How often names are resolved again though no local file has changed: they
+/// may come from a server.
+const RESOLVE_EVERY: Duration = Duration::from_mins(1);
+/// How often the configured paths are resolved again: a symlink on the way to
+/// one raises no event that could be waited for.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+
+impl Agent {
+    /// Marks what is in scope and not marked yet. The reader knows what a
+    /// filesystem is, and the keeper watches its stores, before the first event.
+    pub(super) fn mark_filesystems(&mut self, table: &Arc<MountTable>) {
+        let changes = self.filesystems.look(&self.policy.scope, table);
+        if changes.replaced {
+            lock(&self.verdicts).new_generation();
+        }
+        if !changes.new.is_empty() {
+            let mut kinds = (*self.policy.kinds).clone();
+            kinds.extend(changes.new.iter().map(|new| (new.dev, new.kind)));
+            self.replace_policy(Policy {
+                kinds: Arc::new(kinds),
+                ..(*self.policy).clone()
+            });
+        }
+        for filesystem in changes.new {
+            self.mark_one(&filesystem, table);
+        }
+    }
+
+    fn mark_one(&mut self, filesystem: &NewFilesystem, table: &MountTable) {
+        let known = self.filesystems.is_marked(filesystem.dev);
+        self.keeper.send(KeeperMessage::Watch(filesystem.dev));
+        let group = match self.lanes.group_for(&filesystem.mount, table) {
+            Ok(group) => group,
+            Err(error) => {
+                self.filesystems.give_up(filesystem);
+                tracing::warn!("onacc: {} is not protected: {error}", place_of(filesystem));
+                return;
+            }
+        };
+        match self.filesystems.mark(filesystem, &group) {
+            Ok(()) if known => {}
+            Ok(()) => tracing::debug!("onacc: marked {}", place_of(filesystem)),
+            Err(error) => {
+                tracing::warn!("onacc: {} is not protected: {error}", place_of(filesystem));
+            }
+        }
+    }
+
+    fn replace_policy(&mut self, policy: Policy) {
+        self.policy = Arc::new(policy);
+        self.keeper
+            .send(KeeperMessage::Policy(Arc::clone(&self.policy)));
+        self.prescans
+            .send(PrescanMessage::Policy(Arc::clone(&self.policy)));
+        self.lanes.set_policy(&self.policy);
+    }
+
+    /// The main thread's loop: signals, mounts, accounts.
+    pub(super) fn keep_house(
+        mut self,
+        mut signals: Signals,
+        readiness: Option<Readiness>,
+    ) -> Result<(), AgentError> {
+        let table_file = mounts::open_table()?;
+        let accounts = AccountWatch::new()?;
+        if let Some(readiness) = readiness {
+            readiness.report();
+        }
+        // What changed between the first reading and the opening of the table.
+        self.follow_mounts(true);
+        let mut resolve_at = Instant::now() + RESOLVE_EVERY;
+        let mut look_at = Instant::now() + LOOK_EVERY;
+        loop {
+            let until = Some(look_at);
+            let ended = self.threads.ended.wake.clone();
+            let [signal, mounts, passwd, end] = sleep(
+                [
+                    (signals.as_fd(), PollFlags::POLLIN),
+                    (table_file.as_fd(), PollFlags::POLLPRI),
+                    (accounts.as_fd(), PollFlags::POLLIN),
+                    (ended.as_fd(), PollFlags::POLLIN),
+                ],
+                until,
+            )?;
+            if signal {
+                while let Some(request) = signals.take() {
+                    match request {
+                        Request::Stop => {
+                            self.stop();
+                            return Ok(());
+                        }
+                        Request::Counters => {
+                            say_counters(&self.counters, self.filter_counters.as_deref());
+                        }
+                        Request::Nothing => {}
+                    }
+                }
+            }
+            if mounts || Instant::now() >= look_at {
+                self.follow_mounts(mounts);
+                look_at = Instant::now() + LOOK_EVERY;
+            }
+            if (passwd && accounts.changed()) || Instant::now() >= resolve_at {
+                self.follow_accounts();
+                resolve_at = Instant::now() + RESOLVE_EVERY;
+            }
+            if end {
+                let reason = self.threads.ended.reason.get().cloned().unwrap_or_default();
+                self.stop();
+                return Err(AgentError::Reader(reason));
+            }
+        }
+    }
+
+    /// Filesystems come and go under the include paths, and symlinks on the way
+    /// to them may lead elsewhere. `told`: the kernel says that mounts changed,
+    /// even if the table looks as before.
+    fn follow_mounts(&mut self, told: bool) {
+        let table = match MountTable::read() {
+            Ok(table) => Arc::new(table),
+            Err(error) => {
+                tracing::error!("onacc: {error}; new mounts are not followed");
+                return;
+            }
+        };
+        let scope = match paths::scope_of(&self.settings, &table, paths::Tell::No) {
+            Ok(scope) => Arc::new(scope),
+            Err(error) => {
+                tracing::error!("onacc: {error}; the scope stays as it was");
+                return;
+            }
+        };
+        let same = *table == *self.policy.mounts && *scope == *self.policy.scope;
+        if same && !told {
+            return;
+        }
+        if !same {
+            self.replace_policy(Policy {
+                scope: Arc::clone(&scope),
+                mounts: Arc::clone(&table),
+                ..(*self.policy).clone()
+            });
+        }
+        self.mark_filesystems(&table);
+        self.filesystems.let_go(&scope, &table);
+        let filesystems = &self.filesystems;
+        self.lanes.let_go(|dev| filesystems.is_marked(dev));
+    }
+
+    /// Users get other uids.
+    fn follow_accounts(&mut self) {
+        let uids = excluded_uids(&self.settings);
+        if uids != self.policy.excluded_uids {
+            tracing::info!("onacc: excluded uids are now {uids:?}");
+            self.replace_policy(Policy {
+                excluded_uids: uids,
+                ..(*self.policy).clone()
+            });
+        }
+    }
+}
+
+fn place_of(filesystem: &NewFilesystem) -> String {
+    format!(
+        "{} ({})",
+        printable(filesystem.mount.point.as_os_str().as_encoded_bytes()),
+        filesystem.mount.kind
+    )
+}
