@@ -14,9 +14,12 @@ use std::time::{Duration, Instant};
 
 use crate::commands::cli::Cli;
 use crate::config::{ConfigError, Settings, names};
+use crate::coverage::directories::Reach;
 use crate::coverage::filesystems::Filesystems;
 use crate::coverage::keeper::{Keeper, KeeperLinks, KeeperMessage};
-use crate::coverage::paths::{self, PathError};
+use crate::coverage::kind::{Coverage, DirectoryParts, Kind};
+use crate::coverage::mount_marks::MountMarks;
+use crate::coverage::paths::{PathError, RealPaths, Tell};
 use crate::coverage::tiers;
 use crate::intake::{Ended, LaneError, Lanes, ReaderLinks, ScannerIdentity};
 use crate::kernel::bpf::{BpfError, FilterCounters};
@@ -128,6 +131,8 @@ fn try_run(cli: &Cli) -> Result<(), AgentError> {
 struct Agent {
     settings: Settings,
     policy: Arc<Policy>,
+    kind: Kind,
+    coverage: Coverage,
     filesystems: Filesystems,
     lanes: Lanes,
     prescans: Mailbox<PrescanMessage>,
@@ -148,25 +153,30 @@ struct Threads {
 }
 
 impl Agent {
+    #[expect(
+        clippy::too_many_lines,
+        reason = "the one list of all parts, in the order in which they start"
+    )]
     fn start(
         cli: &Cli,
         settings: Settings,
         open_files: u64,
         counters: Arc<Counters>,
     ) -> Result<Self, AgentError> {
-        let kind = if settings.prevention {
+        let group = Group::new(if settings.prevention {
             GroupKind::Permission
         } else {
             GroupKind::Notification
-        };
-        let group = Group::new(kind)?;
+        })?;
         let features = group.probe_features()?;
         tiers::say_fanotify(features);
         let plane = tiers::load_filter_plane(cli.bpf)?;
         let filter_counters = plane.as_ref().map(|plane| Arc::clone(plane.counters()));
         let table = Arc::new(MountTable::read()?);
         let stores_are_seen = plane.is_some() && features.evictable_marks;
-        let policy = Arc::new(first_policy(&settings, &table, stores_are_seen)?);
+        let paths = RealPaths::of(&settings, &table, Tell::Yes)?;
+        let policy = Arc::new(first_policy(&settings, (&paths, &table), stores_are_seen));
+        let kind = Kind::choose(cli.coverage, settings.disable_ddd, features);
         let prescans = Mailbox::new()?;
         let jobs = Mailbox::new()?;
         let keeper_messages = Mailbox::new()?;
@@ -193,7 +203,9 @@ impl Agent {
                 heartbeat: beats[2].clone(),
             },
             plane,
-            tiers::outside_marks(features),
+            (kind == Kind::Filesystem)
+                .then(|| tiers::outside_marks(features))
+                .flatten(),
             Arc::clone(&policy),
         );
         let service = Service::new(
@@ -209,8 +221,9 @@ impl Agent {
                 stop: Arc::clone(&stop),
             },
         );
+        let prescan = Prescan::new(jobs.clone(), FdBudget::new(MOST_PRESCANS));
         let prescanner = Prescanner::new(
-            Prescan::new(jobs.clone(), FdBudget::new(MOST_PRESCANS)),
+            prescan.clone(),
             prescans.clone(),
             Arc::clone(&policy),
             (Arc::clone(&verdicts), Arc::clone(&counters)),
@@ -234,9 +247,14 @@ impl Agent {
         // Never joined: it may be waiting for an open of its own.
         process::spawn("onacc-prescan", move || prescanner.run())?;
         let first = (Arc::clone(&policy), beats[0].clone());
-        let lanes = Lanes::start(group, links, first, ended)?;
+        let lanes = Lanes::start(Arc::clone(&group), links, first, ended)?;
         spawn_watchdog(beats.to_vec())?;
         let mut agent = Self {
+            kind,
+            coverage: match kind {
+                Kind::Mount => Coverage::Mount(MountMarks::new(Arc::clone(&group))),
+                Kind::Filesystem | Kind::Directory(_) => Coverage::Filesystem,
+            },
             policy,
             filesystems: Filesystems::default(),
             lanes,
@@ -249,7 +267,17 @@ impl Agent {
             filter_counters,
             settings,
         };
-        agent.mark_filesystems(&table);
+        agent.learn_filesystems(&table);
+        if let Kind::Directory(reach) = kind {
+            let parts = DirectoryParts {
+                group,
+                prescan,
+                counters: Arc::clone(&agent.counters),
+                paths: paths.clone(),
+            };
+            agent.coverage = Coverage::directories(parts, reach, Arc::clone(&agent.policy))?;
+        }
+        agent.coverage.follow(&agent.policy, &paths, &table);
         if agent.filesystems.count() == 0 {
             return Err(AgentError::NothingProtected);
         }
@@ -259,9 +287,13 @@ impl Agent {
 
     fn say_what_is_on(&self) {
         let settings = &self.settings;
+        let below = match self.kind {
+            Kind::Directory(Reach::NamedAlone) => " (without its sub-directories)",
+            _ => " (and all sub-directories)",
+        };
         for path in &settings.include_paths {
             tracing::info!(
-                "ClamInotif: watching '{}' (and all sub-directories)",
+                "ClamInotif: watching '{}'{below}",
                 printable(path.value.as_os_str().as_encoded_bytes())
             );
         }
@@ -288,13 +320,14 @@ impl Agent {
             "infected files are reported, not blocked (OnAccessPrevention no)"
         };
         let count = self.filesystems.count();
-        tracing::info!("onacc: protection is on: {mode}; filesystems marked: {count}");
+        tracing::info!("onacc: protection is on: {mode}; filesystems in scope: {count}");
     }
 
     /// Ends the threads in the order of an event's way, then closes the group,
     /// which lets go whoever still waits.
     fn stop(self) {
         let until = Instant::now() + STOP_PATIENCE;
+        self.coverage.stop(until);
         self.lanes.stop(until);
         self.prescans.send(PrescanMessage::Stop);
         self.threads.stop.store(true, Ordering::Release);
@@ -322,17 +355,17 @@ fn say_counters(counters: &Counters, filter: Option<&FilterCounters>) {
 
 fn first_policy(
     settings: &Settings,
-    table: &Arc<MountTable>,
+    (paths, table): (&RealPaths, &Arc<MountTable>),
     stores_are_seen: bool,
-) -> Result<Policy, PathError> {
-    Ok(Policy {
-        scope: Arc::new(paths::scope_of(settings, table, paths::Tell::Yes)?),
+) -> Policy {
+    Policy {
+        scope: Arc::new(paths.scope(table)),
         mounts: Arc::clone(table),
         excluded_uids: excluded_uids(settings),
         max_file_size: settings.max_file_size,
         kinds: Arc::new(HashMap::new()),
         stores_are_seen,
-    })
+    }
 }
 
 fn limits(settings: &Settings, on_failure: Answer) -> Limits {

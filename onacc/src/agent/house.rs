@@ -14,7 +14,8 @@ use nix::poll::PollFlags;
 use super::{Agent, AgentError, excluded_uids, say_counters};
 use crate::coverage::filesystems::NewFilesystem;
 use crate::coverage::keeper::KeeperMessage;
-use crate::coverage::paths;
+use crate::coverage::kind::Kind;
+use crate::coverage::paths::{RealPaths, Tell};
 use crate::kernel::accounts::AccountWatch;
 use crate::kernel::daemon::Readiness;
 use crate::kernel::mounts::{self, MountTable};
@@ -32,9 +33,10 @@ const RESOLVE_EVERY: Duration = Duration::from_mins(1);
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 impl Agent {
-    /// Marks what is in scope and not marked yet. The reader knows what a
-    /// filesystem is, and the keeper watches its stores, before the first event.
-    pub(super) fn mark_filesystems(&mut self, table: &Arc<MountTable>) {
+    /// Learns what filesystems are in scope, and marks them if the coverage in
+    /// force does. The reader knows what a filesystem is, and the keeper watches
+    /// its stores, before the first event.
+    pub(super) fn learn_filesystems(&mut self, table: &Arc<MountTable>) {
         let changes = self.filesystems.look(&self.policy.scope, table);
         if changes.replaced {
             lock(&self.verdicts).new_generation();
@@ -48,13 +50,17 @@ impl Agent {
             });
         }
         for filesystem in changes.new {
-            self.mark_one(&filesystem, table);
+            self.keeper.send(KeeperMessage::Watch(filesystem.dev));
+            if self.kind == Kind::Filesystem {
+                self.mark_one(&filesystem, table);
+            } else {
+                self.filesystems.note(&filesystem);
+            }
         }
     }
 
     fn mark_one(&mut self, filesystem: &NewFilesystem, table: &MountTable) {
         let known = self.filesystems.is_marked(filesystem.dev);
-        self.keeper.send(KeeperMessage::Watch(filesystem.dev));
         let group = match self.lanes.group_for(&filesystem.mount, table) {
             Ok(group) => group,
             Err(error) => {
@@ -149,13 +155,14 @@ impl Agent {
                 return;
             }
         };
-        let scope = match paths::scope_of(&self.settings, &table, paths::Tell::No) {
-            Ok(scope) => Arc::new(scope),
+        let paths = match RealPaths::of(&self.settings, &table, Tell::No) {
+            Ok(paths) => paths,
             Err(error) => {
                 tracing::error!("onacc: {error}; the scope stays as it was");
                 return;
             }
         };
+        let scope = Arc::new(paths.scope(&table));
         let same = *table == *self.policy.mounts && *scope == *self.policy.scope;
         if same && !told {
             return;
@@ -167,7 +174,8 @@ impl Agent {
                 ..(*self.policy).clone()
             });
         }
-        self.mark_filesystems(&table);
+        self.learn_filesystems(&table);
+        self.coverage.follow(&self.policy, &paths, &table);
         self.filesystems.let_go(&scope, &table);
         let filesystems = &self.filesystems;
         self.lanes.let_go(|dev| filesystems.is_marked(dev));

@@ -63,6 +63,29 @@ pub struct Cli {
     /// How to use eBPF
     #[arg(long, value_name = "MODE", value_enum, default_value_t)]
     pub bpf: BpfMode,
+
+    /// What carries the marks
+    #[arg(long, value_name = "KIND", value_enum, default_value_t)]
+    pub coverage: CoverageMode,
+}
+
+/// What carries the marks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum CoverageMode {
+    /// "filesystem" where the kernel has what it needs (6.0), else "directory";
+    /// "listed" with `OnAccessDisableDDD`
+    #[default]
+    Auto,
+    /// One mark on each filesystem: no walk at start, no limit of inotify, sees
+    /// every mount namespace
+    Filesystem,
+    /// A mark on each directory, kept up with inotify as directories come and go
+    Directory,
+    /// The named directories alone, without those below them
+    Listed,
+    /// One mark on each mount that holds a named path; blind to other mounts of
+    /// the same filesystem
+    Mount,
 }
 
 /// How eBPF is used.
@@ -105,6 +128,7 @@ mod tests {
             verbose: false,
             fdpass: false,
             bpf: BpfMode::Auto,
+            coverage: CoverageMode::Auto,
         };
         assert_eq!(parse(&[]).unwrap(), wanted);
     }
@@ -118,6 +142,7 @@ mod tests {
             verbose: true,
             fdpass: true,
             bpf: BpfMode::Require,
+            coverage: CoverageMode::Listed,
         };
         let long = [
             "--foreground",
@@ -126,10 +151,20 @@ mod tests {
             "--verbose",
             "--fdpass",
             "--bpf=require",
+            "--coverage=listed",
         ];
         assert_eq!(parse(&long).unwrap(), wanted);
         let short = [
-            "-Fv", "-c", "/c", "-l", "/l", "--fdpass", "--bpf", "require",
+            "-Fv",
+            "-c",
+            "/c",
+            "-l",
+            "/l",
+            "--fdpass",
+            "--bpf",
+            "require",
+            "--coverage",
+            "listed",
         ];
         assert_eq!(parse(&short).unwrap(), wanted);
     }

@@ -93,9 +93,10 @@ pub struct Settings {
     pub deny_on_error: bool,
     /// `OnAccessExtraScanning`. This version does not act on it. Default: no.
     pub extra_scanning: bool,
-    /// `OnAccessDisableDDD`. This version does not act on it. Default: no.
+    /// `OnAccessDisableDDD`: the named directories alone, not what is below them. Default: no.
     pub disable_ddd: bool,
-    /// `OnAccessMountPath`: absolute. Part of [`Self::include_paths`] too.
+    /// `OnAccessMountPath`: the whole mounts that hold these paths. Absolute.
+    /// Part of [`Self::include_paths`] too.
     pub mount_paths: Vec<Located<PathBuf>>,
     /// `ReadTimeout`: how long clamd keeps a session that says nothing. At
     /// least 1 s, at most 1 day. Default: 120 s.

@@ -137,6 +137,15 @@ impl Filesystems {
         }
     }
 
+    /// A filesystem that another kind of coverage takes care of.
+    pub fn note(&mut self, new: &NewFilesystem) {
+        let marked = Marked {
+            group: Weak::new(),
+            unique: new.unique,
+        };
+        self.marked.insert(new.dev, marked);
+    }
+
     /// A filesystem that cannot be marked is not tried again.
     pub fn give_up(&mut self, new: &NewFilesystem) {
         self.refused.insert(new.dev);

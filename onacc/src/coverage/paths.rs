@@ -70,17 +70,46 @@ pub enum Tell {
     No,
 }
 
-/// Resolves the configured paths and builds the scope from them.
-///
-/// # Errors
-/// The first path that cannot be resolved.
-pub fn scope_of(settings: &Settings, table: &MountTable, tell: Tell) -> Result<Scope, PathError> {
-    let resolve_all = |paths: &[Located<PathBuf>]| -> Result<Vec<PathBuf>, PathError> {
-        paths.iter().map(|path| real_path(path, tell)).collect()
-    };
-    let includes = resolve_all(&settings.include_paths)?;
-    let excludes = resolve_all(&settings.exclude_paths)?;
-    Ok(Scope::build(&includes, &excludes, table))
+/// The configured paths, as they lead now.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RealPaths {
+    /// Include paths; for `OnAccessMountPath` the mount points.
+    pub includes: Vec<PathBuf>,
+    /// Exclude paths.
+    pub excludes: Vec<PathBuf>,
+}
+
+impl RealPaths {
+    /// Resolves the configured paths.
+    ///
+    /// # Errors
+    /// The first path that cannot be resolved.
+    pub fn of(settings: &Settings, table: &MountTable, tell: Tell) -> Result<Self, PathError> {
+        let mount_point = |path: &Located<PathBuf>, real: PathBuf| {
+            let mount = settings.mount_paths.contains(path);
+            match table.mount_of(&real).filter(|_| mount) {
+                Some(mount) => mount.point.clone(),
+                None => real,
+            }
+        };
+        let includes = settings
+            .include_paths
+            .iter()
+            .map(|path| Ok(mount_point(path, real_path(path, tell)?)));
+        let excludes = settings
+            .exclude_paths
+            .iter()
+            .map(|path| real_path(path, tell));
+        Ok(Self {
+            includes: includes.collect::<Result<_, _>>()?,
+            excludes: excludes.collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// The scope that these paths describe.
+    pub fn scope(&self, table: &MountTable) -> Scope {
+        Scope::build(&self.includes, &self.excludes, table)
+    }
 }
 
 fn real_path(path: &Located<PathBuf>, tell: Tell) -> Result<PathBuf, PathError> {

@@ -76,7 +76,7 @@ pub fn lane_of(mount: &Mount, mounts: &MountTable) -> LaneId {
 
 /// Whether opening a file on this type of filesystem can wait for another
 /// program, another machine, or another filesystem.
-fn opens_can_block(kind: &str) -> bool {
+pub fn opens_can_block(kind: &str) -> bool {
     const KINDS: [&str; 16] = [
         "9p", "afs", "autofs", "ceph", "cifs", "coda", "ecryptfs", "fuse", "fuseblk", "gfs2",
         "nfs", "nfs4", "ocfs2", "overlay", "smb3", "virtiofs",

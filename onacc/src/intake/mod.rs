@@ -7,6 +7,6 @@ mod lanes;
 mod reader;
 mod scanner;
 
-pub use lanes::{Ended, LaneError, Lanes};
+pub use lanes::{Ended, LaneError, Lanes, opens_can_block};
 pub use reader::ReaderLinks;
 pub use scanner::ScannerIdentity;

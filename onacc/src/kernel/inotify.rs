@@ -27,7 +27,12 @@ const BUFFER_LEN: usize = 64 * 1024;
 /// end is told by `IN_IGNORED`, always. `IN_DELETE` and `IN_MOVED_FROM` would
 /// come for each file too and say nothing that the directory that left does not
 /// say itself.
+///
+/// `IN_MASK_ADD`: without it the kernel empties the mask of a watch that exists
+/// already before it fills it again, and an event in between is lost
+/// (`inotify_update_existing_watch`; seen on 6.18).
 const DIRECTORY_MASK: u32 = libc::IN_ONLYDIR
+    | libc::IN_MASK_ADD
     | libc::IN_EXCL_UNLINK
     | libc::IN_CREATE
     | libc::IN_MOVED_TO

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use super::{Located, Settings};
 use crate::config::clamd_conf::{Entry, Parsed, Value};
-use crate::config::error::{ConfigError, shown, shown_path};
+use crate::config::error::{ConfigError, shown};
 use crate::config::options;
 
 /// `OnAccessMaxFileSize` when it is not set, in bytes.
@@ -86,10 +86,7 @@ impl Reader<'_> {
                 "OnAccessExtraScanning",
                 "files are scanned when they are opened, not when they are closed or moved",
             ),
-            disable_ddd: self.not_yet(
-                "OnAccessDisableDDD",
-                "directories are watched with everything below them",
-            ),
+            disable_ddd: self.flag("OnAccessDisableDDD"),
             mount_paths,
             read_timeout: Duration::from_secs(self.clamd_limit(
                 "ReadTimeout",
@@ -132,16 +129,10 @@ impl Reader<'_> {
 
     /// What to watch: the include paths, and the mount paths behind them.
     fn include_paths(
-        &mut self,
+        &self,
         mount_paths: &[Located<PathBuf>],
     ) -> Result<Vec<Located<PathBuf>>, ConfigError> {
         let mut paths = self.paths("OnAccessIncludePath", WHOLE_PATH)?;
-        for path in mount_paths {
-            self.warnings.push(format!(
-                "{path}: taken as OnAccessIncludePath: {} is watched with everything below it, not the whole mount that holds it; name the mount point itself to watch all of it",
-                shown_path(&path.value)
-            ));
-        }
         paths.extend(mount_paths.iter().cloned());
         if paths.is_empty() {
             return Err(ConfigError::NothingToWatch {

@@ -54,10 +54,12 @@ const PSEUDO: &[&str] = &[
     "tracefs",
 ];
 
-/// Whether a filesystem of this type (as the mount table names it) has no files
-/// that could be infected.
+/// Whether a filesystem of this type (as the mount table names it) is left out
+/// unless it is named: it has no files that could be infected, or its opens can
+/// wait for others, which one reader for all directories must not
+/// (`intake::lanes`).
 pub fn is_pseudo(kind: &str) -> bool {
-    PSEUDO.contains(&kind)
+    PSEUDO.contains(&kind) || crate::intake::opens_can_block(kind)
 }
 
 /// The include and exclude paths: absolute, without symlinks.

@@ -3,7 +3,7 @@
 //!
 //! Each turn does a bounded amount of work. Must not: starve events.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -43,6 +43,8 @@ pub(super) struct Upkeep {
     pub polled: VecDeque<NodeId>,
     poll_at: Option<Instant>,
     leave_at: Option<Instant>,
+    /// Watches whose directories were about to lose their mark and are in scope.
+    missed: HashSet<WatchId>,
     prescans: VecDeque<(NodeId, Box<[u8]>)>,
     prescan_at: Option<Instant>,
     exhaustion: Exhaustion,
@@ -201,24 +203,30 @@ impl<M: Marker> Directories<M> {
             return;
         }
         self.links.heartbeat.rest();
+        let mut missed = HashSet::new();
         match self.marker.watched_inodes() {
             Ok(mut inodes) => {
                 inodes.retain(|inode| self.leaving.contains(&inode.watch));
                 inodes.sort_by_key(|inode| inode.dev);
                 for same in inodes.chunk_by(|one, other| one.dev == other.dev) {
-                    self.unmark_on(same);
+                    self.unmark_on(same, &mut missed);
                 }
             }
             Err(error) => tracing::debug!("onacc: {error}; marks out of scope stay"),
         }
         self.links.heartbeat.beat();
-        for watch in std::mem::take(&mut self.leaving) {
+        // What is in scope keeps its watch for one turn more: if it is not found
+        // meanwhile it may have been on its way out.
+        missed.retain(|watch| !self.upkeep.missed.contains(watch));
+        for watch in self.leaving.drain().filter(|watch| !missed.contains(watch)) {
             self.marker.unwatch(watch);
         }
+        self.upkeep.missed.clone_from(&missed);
+        self.let_go(missed);
     }
 
-    /// Those of one filesystem.
-    fn unmark_on(&mut self, inodes: &[WatchedInode]) {
+    /// Those of one filesystem. Those that are in scope go into `missed`.
+    fn unmark_on(&mut self, inodes: &[WatchedInode], missed: &mut HashSet<WatchId>) {
         let Some(mount) = inodes.first().and_then(|first| self.open_mount(first.dev)) else {
             return;
         };
@@ -232,9 +240,12 @@ impl<M: Marker> Directories<M> {
                     self.marker.unmark(&fd);
                     self.links.counters.directory_marks_removed.up();
                 }
-                Wanted::Hidden => {}
+                Wanted::Hidden => {
+                    missed.insert(inode.watch);
+                }
                 // Back in scope, unseen: it is looked for where it is now.
                 Wanted::Here => {
+                    missed.insert(inode.watch);
                     let (id, _) = self.tree.find(&self.path);
                     self.push(Visit {
                         deep: true,

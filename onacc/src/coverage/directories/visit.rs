@@ -236,7 +236,8 @@ impl<M: Marker> Directories<M> {
     fn settle_moved(&mut self, visit: Visit, (moved, plan): (NodeId, Plan), fd: OwnedFd) {
         let mut old = Vec::new();
         self.tree.path_into(moved, &mut old);
-        let Some(parent) = self.tree.parent(visit.id) else {
+        let (Some(parent), Some(above)) = (self.tree.parent(visit.id), self.tree.parent(moved))
+        else {
             return;
         };
         let name = name_of(&self.path).to_owned();
@@ -244,15 +245,19 @@ impl<M: Marker> Directories<M> {
         if !self.tree.move_to(moved, parent, &name) {
             // What was known of the two contradicts what is there (one moved
             // into the other): both are looked at as new.
-            let above = self.tree.parent(moved);
             self.leave(moved);
-            for id in [above, Some(parent)].into_iter().flatten() {
+            for id in [above, parent] {
                 let deep = true;
                 self.push(Visit { id, deep, ..visit });
             }
             return;
         }
         self.place_mark(moved, plan, &fd);
+        // Another may have come into its former place, and been taken for it.
+        if let Some(id) = self.tree.add(above, name_of(&old)) {
+            self.note_fresh(id);
+            self.push(Visit::event(id));
+        }
         // Where not all is alike, and where a comparison is under way that may
         // have passed here already, each directory below is looked at.
         let mounts = &self.policy.mounts;
@@ -290,6 +295,12 @@ impl<M: Marker> Directories<M> {
                 self.note_mark(id, false);
                 self.trouble_with_mark(id, &error);
             }
+        }
+    }
+
+    fn note_fresh(&mut self, id: NodeId) {
+        if let Some(state) = self.tree.state_mut(id) {
+            state.fresh = !state.settled;
         }
     }
 
