@@ -6,7 +6,7 @@
 //! only if the file is, after the mark was placed, what it was before the scan.
 //! Must not: answer openers or write logs before a mark is gone.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex};
 
 use nix::poll::PollFlags;
@@ -172,8 +172,10 @@ impl Keeper {
         }
     }
 
-    /// Enters, marks, compares, in this order: a change before the mark shows in
-    /// the comparison, one after it drops the mark or is reported.
+    /// Enters, compares, marks, compares, in this order: a change before the mark
+    /// shows in a comparison, one after it drops the mark or is reported. Only a
+    /// whole open, write and close between two neighbouring system calls is
+    /// hidden, until the next one.
     fn try_place(&mut self, clean: &CleanFile) -> Result<bool, ()> {
         let file = clean.file.as_fd();
         let key = clean.stat.key;
@@ -191,12 +193,18 @@ impl Keeper {
             })?;
         }
         let entry = Remembered { serial, handle };
+        // It may have waited here while it was written: such a mark would hide
+        // the new bytes until the comparison below. (property.rs found that.)
+        if !is_still(file, &clean.stat) {
+            self.disarm(key);
+            return Ok(false);
+        }
         self.links.group.ignore_inode(file).map_err(|error| {
             self.disarm(key);
             tracing::debug!("onacc: no clean mark: {error}");
         })?;
         self.table.insert(key, entry);
-        let unchanged = file::stat(file).is_ok_and(|now| stamps::same_version(&now, &clean.stat));
+        let unchanged = is_still(file, &clean.stat);
         if !unchanged && let Some(entry) = self.table.remove(key, serial) {
             match self.links.group.unignore_inode(file) {
                 Ok(()) | Err(MarkError::Absent) => self.disarm(key),
@@ -334,4 +342,8 @@ impl Keeper {
             sleep([wake, (plane, readable), (moves, readable)], None).map(|[woken, ..]| woken);
         self.links.messages.end_sleep(notified.unwrap_or(true));
     }
+}
+
+fn is_still(file: BorrowedFd<'_>, scanned: &FileStat) -> bool {
+    file::stat(file).is_ok_and(|now| stamps::same_version(&now, scanned))
 }
