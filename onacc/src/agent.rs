@@ -32,7 +32,8 @@ use crate::kernel::wake::{Mailbox, Wake};
 use crate::kernel::{SyscallError, process};
 use crate::observe::counters::Counters;
 use crate::observe::heartbeat::{self, Heartbeat, Watchdog};
-use crate::observe::log::{LogError, Logger, Targets, printable};
+use crate::observe::log::{LogError, Logger, Targets};
+use crate::observe::printable;
 use crate::policy::{Policy, VerdictCache};
 use crate::scan::{Limits, Links, Prescan, PrescanMessage, Prescanner, Service, Work};
 
@@ -43,6 +44,8 @@ const VERDICTS: usize = 65_536;
 /// Event fds in flight at most, whatever `RLIMIT_NOFILE` allows: the kernel
 /// walks them in line for each answer (facts/kernel.md, fanotify 7).
 const MOST_IN_FLIGHT: u64 = 8192;
+/// Event fds in flight that are worth starting with.
+const LEAST_IN_FLIGHT: usize = 8;
 /// Fds that the agent needs for itself.
 const OWN_FDS: u64 = 64;
 /// How long threads may take to end; TERM is answered within a second.
@@ -69,6 +72,16 @@ pub enum AgentError {
     /// A configured path.
     #[error(transparent)]
     Path(#[from] PathError),
+    /// `RLIMIT_NOFILE` leaves no room for events.
+    #[error(
+        "RLIMIT_NOFILE allows {limit} open files, onacc needs {least} at the least and should have thousands: raise it (LimitNOFILE= in the systemd unit, ulimit -n in a shell)"
+    )]
+    OpenFiles {
+        /// What is allowed.
+        limit: u64,
+        /// What is needed.
+        least: u64,
+    },
     /// No filesystem takes a mark.
     #[error(
         "nothing can be protected: no filesystem under an OnAccessIncludePath takes fanotify marks"
@@ -163,6 +176,7 @@ impl Agent {
         open_files: u64,
         counters: Arc<Counters>,
     ) -> Result<Self, AgentError> {
+        let in_flight = fd_budget(open_files)?;
         let group = Group::new(if settings.prevention {
             GroupKind::Permission
         } else {
@@ -197,6 +211,7 @@ impl Agent {
         let keeper = Keeper::new(
             KeeperLinks {
                 group: Arc::clone(&group),
+                writers: WriterProbe::new()?,
                 messages: keeper_messages.clone(),
                 verdicts: Arc::clone(&verdicts),
                 counters: Arc::clone(&counters),
@@ -229,7 +244,7 @@ impl Agent {
             (Arc::clone(&verdicts), Arc::clone(&counters)),
         );
         let links = ReaderLinks {
-            budget: FdBudget::new(fd_budget(open_files)),
+            budget: FdBudget::new(in_flight),
             jobs: jobs.clone(),
             prescans: prescans.clone(),
             keeper: keeper_messages.clone(),
@@ -380,9 +395,16 @@ fn limits(settings: &Settings, on_failure: Answer) -> Limits {
     }
 }
 
-fn fd_budget(open_files: u64) -> usize {
-    let budget = open_files.saturating_sub(OWN_FDS).clamp(8, MOST_IN_FLIGHT);
-    usize::try_from(budget).unwrap_or(8)
+/// How many events may be in flight under this limit of open files.
+fn fd_budget(open_files: u64) -> Result<usize, AgentError> {
+    let budget = open_files.saturating_sub(OWN_FDS).min(MOST_IN_FLIGHT);
+    match usize::try_from(budget) {
+        Ok(budget) if budget >= LEAST_IN_FLIGHT => Ok(budget),
+        _ => Err(AgentError::OpenFiles {
+            limit: open_files,
+            least: OWN_FDS + LEAST_IN_FLIGHT as u64,
+        }),
+    }
 }
 
 fn excluded_uids(settings: &Settings) -> Vec<u32> {

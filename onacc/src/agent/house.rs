@@ -21,7 +21,7 @@ use crate::kernel::daemon::Readiness;
 use crate::kernel::mounts::{self, MountTable};
 use crate::kernel::signals::{Request, Signals};
 use crate::kernel::wake::sleep;
-use crate::observe::log::printable;
+use crate::observe::printable;
 use crate::policy::{Policy, lock};
 use crate::scan::PrescanMessage;
 

@@ -5,6 +5,7 @@
 //! line whatever bytes the file holds, and says what to do. Must not decide
 //! what is an error. Tested below, and message by message where they arise.
 
+use crate::observe::printable_characters;
 use std::fmt;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -146,7 +147,7 @@ fn unknown_remedy(suggestion: Option<&'static str>) -> String {
 pub(super) fn shown(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     let mut characters = text.chars();
-    let mut out = printable(characters.by_ref().take(LONGEST_SHOWN));
+    let mut out = printable_characters(characters.by_ref().take(LONGEST_SHOWN));
     if characters.next().is_some() {
         out.push_str("...");
     }
@@ -155,22 +156,7 @@ pub(super) fn shown(bytes: &[u8]) -> String {
 
 /// A path, printable on one line.
 pub(super) fn shown_path(path: &Path) -> String {
-    printable(String::from_utf8_lossy(path.as_os_str().as_bytes()).chars())
-}
-
-/// Escapes what would break the line or play tricks on a terminal.
-fn printable(characters: impl Iterator<Item = char>) -> String {
-    let mut out = String::new();
-    for character in characters {
-        if character.is_control()
-            || matches!(character, '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}')
-        {
-            out.extend(character.escape_default());
-        } else {
-            out.push(character);
-        }
-    }
-    out
+    printable_characters(String::from_utf8_lossy(path.as_os_str().as_bytes()).chars())
 }
 
 #[cfg(test)]

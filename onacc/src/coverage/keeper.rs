@@ -16,7 +16,7 @@ use super::filesystems::open_directory;
 use super::outside::OutsideMarks;
 use crate::kernel::SyscallError;
 use crate::kernel::bpf::{ArmError, FilterPlane};
-use crate::kernel::fanotify::{EventFile, Group, MarkError};
+use crate::kernel::fanotify::{EventFile, Group, MarkError, WriterProbe};
 use crate::kernel::file::{self, FileStat};
 use crate::kernel::handle::FileHandle;
 use crate::kernel::wake::{Mailbox, sleep};
@@ -59,6 +59,8 @@ pub enum KeeperMessage {
 pub struct KeeperLinks {
     /// Where the marks are.
     pub group: Arc<Group>,
+    /// Asked whether a file has writers.
+    pub writers: WriterProbe,
     /// Where messages come from.
     pub messages: Mailbox<KeeperMessage>,
     /// Verdicts, for the generation they are of.
@@ -195,7 +197,8 @@ impl Keeper {
         let entry = Remembered { serial, handle };
         // It may have waited here while it was written: such a mark would hide
         // the new bytes until the comparison below. (property.rs found that.)
-        if !is_still(file, &clean.stat) {
+        let written = self.links.writers.has_writers(file).unwrap_or(true);
+        if written || !is_still(file, &clean.stat) {
             self.disarm(key);
             return Ok(false);
         }

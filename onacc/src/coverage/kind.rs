@@ -16,7 +16,7 @@ use crate::kernel::wake::Mailbox;
 use crate::kernel::{SyscallError, process};
 use crate::observe::counters::Counters;
 use crate::observe::heartbeat::Heartbeat;
-use crate::observe::log::printable;
+use crate::observe::printable;
 use crate::policy::Policy;
 use crate::scan::Prescan;
 

@@ -90,8 +90,9 @@ fn is_outside(policy: &Policy, directory: BorrowedFd<'_>) -> bool {
     let Some(mount) = policy.mounts.get(stat.mount) else {
         return false;
     };
-    // Through a bind mount of a part, what lies above that part cannot be watched.
-    if mount.root != Path::new("/") {
+    // What lies above the part that is mounted cannot be watched for moves; so
+    // nothing of the scope may lie outside that part.
+    if !policy.scope.lies_within(mount) {
         return false;
     }
     let mut path = Vec::new();

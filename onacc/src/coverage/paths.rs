@@ -7,7 +7,7 @@ use std::path::{Component, Path, PathBuf};
 
 use crate::config::{Located, Settings};
 use crate::kernel::mounts::MountTable;
-use crate::observe::log::printable;
+use crate::observe::printable;
 use crate::policy::Scope;
 
 /// A configured path, resolved as far as it exists.

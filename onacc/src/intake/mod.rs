@@ -3,6 +3,7 @@
 //! Must not: wait for anything but events (invariant 2): no lock that is held
 //! across a system call, no name service, no file, no log line.
 
+mod arrears;
 mod lanes;
 mod reader;
 mod scanner;

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use nix::poll::PollFlags;
 
+use super::arrears::Arrears;
 use super::scanner::{ScannerIdentity, Strangers};
 use crate::coverage::keeper::{CleanFile, KeeperMessage};
 use crate::kernel::fanotify::{Answer, FdBudget, Group, PendingEvent, ReadBuffer, ReadError};
@@ -80,6 +81,9 @@ pub struct Reader {
     strangers: Strangers,
     path: Vec<u8>,
     translated: Vec<u8>,
+    arrears: Arrears,
+    /// When the event at hand may have come.
+    arrived: Instant,
     /// Directories, by hash, that the keeper was asked to ignore since then. A
     /// collision costs a second's worth of events, no more.
     asked: HashSet<u64>,
@@ -97,6 +101,8 @@ impl Reader {
             strangers: Strangers::default(),
             path: Vec::with_capacity(4097),
             translated: Vec::with_capacity(4097),
+            arrears: Arrears::default(),
+            arrived: Instant::now(),
             asked: HashSet::new(),
             asked_since: Instant::now(),
             hasher: RandomState::new(),
@@ -120,8 +126,9 @@ impl Reader {
                     Control::Stop => return Ok(()),
                 }
             }
+            let had_room = self.links.budget.room() > 0;
             if self.read_batch(&mut buffer)? == 0 {
-                self.rest();
+                self.rest(had_room);
             }
         }
     }
@@ -135,6 +142,8 @@ impl Reader {
 
     fn handle(&mut self, mut event: PendingEvent) {
         self.links.counters.events.up();
+        let group = &self.own.group;
+        self.arrived = self.arrears.arrival(Instant::now(), || group.queued());
         let written = event.is_close_after_write();
         match self.judge(&event) {
             Verdict::Unscanned(reason) => {
@@ -176,7 +185,7 @@ impl Reader {
             stat,
             markable: self.policy.may_mark(&stat),
             stamps_tell: self.policy.stamps_tell(&stat),
-            arrived: Instant::now(),
+            arrived: self.arrived,
             urgency: Urgency::Opener,
             joined: Vec::new(),
         }));
@@ -320,13 +329,18 @@ impl Reader {
         }
     }
 
-    fn rest(&mut self) {
+    fn rest(&mut self, had_room: bool) {
         let full = self.links.budget.room() == 0;
         if full {
             self.links.counters.budget_waits.up();
+            self.arrears
+                .no_room(Instant::now(), self.own.group.queued());
             if self.links.budget.begin_wait(self.own.control.waker()) {
                 return;
             }
+        } else if had_room {
+            // Nothing was read although there was room: nothing waits.
+            self.arrears.caught_up();
         }
         if !self.own.control.begin_sleep() {
             return;

@@ -23,10 +23,9 @@ const HEAD_LEN: usize = 16;
 /// Bytes of one read: two thousand events and more.
 const BUFFER_LEN: usize = 64 * 1024;
 
-/// What a watch on a directory tells: what comes into it, and its own move. Its
-/// end is told by `IN_IGNORED`, always. `IN_DELETE` and `IN_MOVED_FROM` would
-/// come for each file too and say nothing that the directory that left does not
-/// say itself.
+/// What a watch on a directory tells: what comes into it, what is moved out of
+/// it, and its own move. Its end is told by `IN_IGNORED`, always; `IN_DELETE`
+/// would come for each file too and say nothing more.
 ///
 /// `IN_MASK_ADD`: without it the kernel empties the mask of a watch that exists
 /// already before it fills it again, and an event in between is lost
@@ -36,6 +35,7 @@ const DIRECTORY_MASK: u32 = libc::IN_ONLYDIR
     | libc::IN_EXCL_UNLINK
     | libc::IN_CREATE
     | libc::IN_MOVED_TO
+    | libc::IN_MOVED_FROM
     | libc::IN_MOVE_SELF;
 
 /// A watch could not be placed.
@@ -77,7 +77,12 @@ impl InotifyEvent<'_> {
         self.mask & (libc::IN_CREATE | libc::IN_MOVED_TO) != 0
     }
 
-    /// The name that came is a directory's.
+    /// A name was moved out of the directory.
+    pub fn is_departure(&self) -> bool {
+        self.mask & libc::IN_MOVED_FROM != 0
+    }
+
+    /// The name that came or went is a directory's.
     pub fn is_directory(&self) -> bool {
         self.mask & libc::IN_ISDIR != 0
     }

@@ -267,37 +267,9 @@ impl Write for LineWriter<'_> {
     }
 }
 
-/// A path for a log line: control characters and bytes that are not UTF-8 are
-/// escaped, so that a file name cannot forge a line.
-pub fn printable(path: &[u8]) -> String {
-    let mut out = String::with_capacity(path.len());
-    for chunk in path.utf8_chunks() {
-        for character in chunk.valid().chars() {
-            if character.is_control() {
-                out.extend(character.escape_default());
-            } else {
-                out.push(character);
-            }
-        }
-        for byte in chunk.invalid() {
-            out.extend(format!("\\x{byte:02x}").chars());
-        }
-    }
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_file_name_cannot_forge_a_line() {
-        assert_eq!(
-            printable(b"/a\n/b: X FOUND\xff\x1b[0m"),
-            "/a\\n/b: X FOUND\\xff\\u{1b}[0m"
-        );
-        assert_eq!(printable("/grüße".as_bytes()), "/grüße");
-    }
 
     #[test]
     fn a_locked_or_linked_log_is_refused() {

@@ -6,3 +6,6 @@
 pub mod counters;
 pub mod heartbeat;
 pub mod log;
+mod printable;
+
+pub use printable::{printable, printable_characters};

@@ -104,6 +104,17 @@ impl Scope {
             .any(|rule| rule.side == Side::Inside && rule.path.parent() == Some(place.as_path()))
     }
 
+    /// Whether all that is protected on this mount's filesystem lies within the
+    /// part that it shows.
+    pub fn lies_within(&self, mount: &Mount) -> bool {
+        self.filesystems.get(&mount.dev).is_none_or(|rules| {
+            rules
+                .iter()
+                .filter(|rule| rule.side == Side::Inside)
+                .all(|rule| rule.path.starts_with(&mount.root))
+        })
+    }
+
     /// Rules are compared with `root` and `below` one after the other, so that
     /// no event costs an allocation to join them.
     fn side_of_parts(&self, dev: u32, root: &Path, below: &[u8]) -> Side {
@@ -261,6 +272,15 @@ mod tests {
         let (file, _) = scope(&["/etc/passwd"], &[]);
         assert_eq!(file.side_of(ROOT, b"/etc/passwd"), Side::Inside);
         assert_eq!(file.side_of(ROOT, b"/etc/passwd-"), Side::Outside);
+    }
+
+    #[test]
+    fn a_scope_within_a_part_of_a_filesystem_is_known_as_such() {
+        let (scope, mounts) = scope(&["/mnt/anna/x"], &["/etc"]);
+        assert!(scope.lies_within(mounts.get(3).unwrap()));
+        assert!(scope.lies_within(mounts.get(1).unwrap()));
+        let (wider, mounts) = self::scope(&["/mnt/anna/x", "/srv"], &[]);
+        assert!(!wider.lies_within(mounts.get(3).unwrap()));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::clamd::{ConnectError, SessionError};
 use crate::kernel::fanotify::Answer;
-use crate::observe::log::printable;
+use crate::observe::printable;
 
 /// Failures a second that are written one by one.
 const FAILURES_A_SECOND: u32 = 10;

@@ -35,6 +35,8 @@ impl<M: Marker> Directories<M> {
             }
         } else if event.is_arrival() {
             self.arrived(event);
+        } else if event.is_departure() {
+            self.departed(event);
         }
     }
 
@@ -55,6 +57,17 @@ impl<M: Marker> Directories<M> {
             self.tree.path_into(id, &mut path);
             if self.names.ways_from(&path).any(|name| name == event.name) {
                 self.visit(Visit::event(id));
+            }
+        }
+    }
+
+    /// A name was moved out of a directory. Where it came to is told next, so
+    /// that the look comes after: a directory that was moved within the scope
+    /// is found at its new place first, with all that is known of it.
+    fn departed(&mut self, event: &InotifyEvent<'_>) {
+        for id in self.nodes_of(event.watch) {
+            if let Some(child) = self.tree.child(id, event.name) {
+                self.push(Visit::event(child));
             }
         }
     }

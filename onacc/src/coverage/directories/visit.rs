@@ -18,7 +18,7 @@ use super::{Directories, Marker, Visit};
 use crate::kernel::fanotify::MarkError;
 use crate::kernel::file::{self, FileStat};
 use crate::kernel::inotify::{WatchError, open_for_listing};
-use crate::observe::log::printable;
+use crate::observe::printable;
 use crate::policy::Side;
 
 /// How a directory relates to what was known under its name.

@@ -157,6 +157,16 @@ impl Group {
         Ok(count)
     }
 
+    /// How many events wait in the kernel's queue (`FIONREAD`, fanotify(7)).
+    /// 0 if the kernel does not tell.
+    pub fn queued(&self) -> usize {
+        let mut bytes: libc::c_int = 0;
+        // SAFETY: FIONREAD writes one int to the live place that it is given.
+        let result = unsafe { libc::ioctl(self.fd.as_raw_fd(), libc::FIONREAD, &raw mut bytes) };
+        let bytes = usize::try_from(bytes).unwrap_or(0);
+        if result == 0 { bytes / METADATA_LEN } else { 0 }
+    }
+
     /// Writes one answer. The kernel wants one answer a write
     /// (`fs/notify/fanotify/fanotify_user.c`, `fanotify_write`).
     pub(super) fn respond(&self, event_fd: RawFd, answer: Answer) -> Result<(), SyscallError> {
