@@ -163,6 +163,17 @@ impl SharedMapping {
         Ok(Self { start, length })
     }
 
+    /// Loads one byte through the mapping, so that its page is there.
+    pub fn load(&self, offset: usize) -> u8 {
+        assert!(
+            offset < self.length,
+            "the byte to load lies within the mapping"
+        );
+        // SAFETY: the byte lies within the mapping (checked above); a file cut
+        // meanwhile would raise SIGBUS, no more.
+        unsafe { self.start.as_ptr().cast::<u8>().add(offset).read_volatile() }
+    }
+
     /// Stores bytes through the mapping: the kernel raises no event for that.
     pub fn store(&mut self, offset: usize, bytes: &[u8]) {
         assert!(

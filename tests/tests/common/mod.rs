@@ -19,7 +19,6 @@ use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use onacc_tests::{
     Agent, Clamd, Counters, FakeClamd, Opened, Opening, ScratchFs, SharedMapping,
     agent::AgentBuilder,
-    clamd::wait_until,
     eicar,
     fake_clamd::{Behaviour, RequestInfo},
     open_within,
@@ -33,6 +32,9 @@ pub const SOON: Duration = Duration::from_secs(3);
 /// gone: the kernel reports the store before it is visible, and the agent takes
 /// the mark away as soon as it runs. On an idle machine that is microseconds.
 pub const STORE_WINDOW: Duration = Duration::from_millis(200);
+/// Within this time after a directory came into scope by a move, what is in it
+/// is protected: until the agent hears of the move, the kernel may ignore it.
+pub const MOVE_WINDOW: Duration = Duration::from_millis(200);
 /// A file that was changed less than this ago gets no clean mark yet.
 pub const NO_LONGER_YOUNG: Duration = Duration::from_millis(60);
 
@@ -68,7 +70,10 @@ impl Site {
         Clamd::installed()?;
         let clamd_dir = tempfile::tempdir().map_err(|error| format!("a directory: {error}"))?;
         write_marker_signature(clamd_dir.path());
-        let clamd = Clamd::builder(clamd_dir.path()).try_start()?;
+        // A file that is cut while clamd reads it is "Can't allocate memory" to it.
+        let clamd = Clamd::builder(clamd_dir.path())
+            .option("ExitOnOOM no")
+            .try_start()?;
         scratch.mkdir("in");
         Ok(Self {
             clamd,
@@ -119,7 +124,7 @@ pub fn write_marker_signature(dir: &Path) {
 
 /// A filesystem with a protected directory `in`, and a scripted clamd.
 pub struct FakeSite {
-    fake: FakeClamd,
+    fake: Option<FakeClamd>,
     fake_dir: tempfile::TempDir,
     scratch: ScratchFs,
 }
@@ -144,7 +149,7 @@ impl FakeSite {
         let fake = FakeClamd::start(fake_dir.path(), script);
         scratch.mkdir("in");
         Ok(Self {
-            fake,
+            fake: Some(fake),
             fake_dir,
             scratch,
         })
@@ -152,7 +157,21 @@ impl FakeSite {
 
     /// The scripted clamd.
     pub fn fake(&self) -> &FakeClamd {
-        &self.fake
+        self.fake.as_ref().expect("the scripted clamd runs")
+    }
+
+    /// Ends the scripted clamd, with whatever it was doing.
+    pub fn end_clamd(&mut self) {
+        self.fake = None;
+    }
+
+    /// Starts one again, on the same socket.
+    pub fn restart_clamd(
+        &mut self,
+        script: impl Fn(&RequestInfo) -> Behaviour + Send + Sync + 'static,
+    ) {
+        self.end_clamd();
+        self.fake = Some(FakeClamd::start(self.fake_dir.path(), script));
     }
 
     /// The filesystem.
@@ -179,7 +198,7 @@ impl FakeSite {
 
     /// An agent that prevents, with the protected directory as include path.
     pub fn agent(&self) -> AgentBuilder {
-        Agent::builder(&self.fake)
+        Agent::builder(self.fake())
             .prevention(true)
             .include(self.watched())
     }
@@ -258,11 +277,16 @@ pub fn open_all<'a>(paths: impl IntoIterator<Item = &'a PathBuf>, limit: Duratio
         .collect()
 }
 
-/// The counters of an agent that runs, once they stand still: it answers first
-/// and counts then.
+/// The agent's own counters, once they stand still: it answers first and counts
+/// then.
 #[track_caller]
 pub fn counters(agent: &Agent) -> Counters {
-    let ask = || agent.counters().expect("the agent answers SIGUSR1");
+    let ask = || {
+        let mut said = agent.counters().expect("the agent answers SIGUSR1");
+        // The eBPF program counts what the whole machine does.
+        said.retain(|name, _| !name.starts_with("bpf_"));
+        said
+    };
     let mut before = ask();
     for _ in 0..50 {
         let now = ask();
@@ -282,123 +306,168 @@ pub fn counter(agent: &Agent, name: &str) -> u64 {
         .unwrap_or_else(|| panic!("there is no counter {name} in {all:?}"))
 }
 
-/// Opens a clean file until its clean mark is placed.
+/// Opens clean files until their opens are no events any more: the kernel has a
+/// clean mark for each.
 #[track_caller]
-pub fn open_until_marked(agent: &Agent, path: &Path) {
-    let before = counter(agent, "marks_placed");
+pub fn open_until_marked(agent: &Agent, paths: &[PathBuf]) {
     let deadline = Instant::now() + LIMIT;
     loop {
         thread::sleep(NO_LONGER_YOUNG);
-        assert_opens(path);
-        if wait_until(Duration::from_millis(300), || {
-            counter(agent, "marks_placed") > before
-        }) {
-            return;
+        let before = counter(agent, "events");
+        for path in paths {
+            assert_opens(path);
         }
         let now = counters(agent);
+        if now["events"] == before {
+            assert!(now["marks_placed"] >= paths.len() as u64, "{now:?}");
+            return;
+        }
         assert!(
             Instant::now() < deadline,
-            "{} gets no clean mark: {now:?}",
-            shown(path)
+            "the kernel has no clean marks for {paths:?}: {now:?}"
         );
     }
 }
+
+/// What a change leaves behind: an open file, a mapping.
+pub type Held = Box<dyn std::any::Any>;
 
 /// One way in which a clean file becomes an infected one.
 pub struct Way {
     /// What it is, for a message.
     pub name: &'static str,
-    /// Makes the file at the path infected.
-    pub infect: fn(&Path),
+    /// Makes the file at the path infected. What it gives back is to be dropped
+    /// when the file has been opened.
+    pub infect: fn(&Path) -> Held,
 }
 
-const fn way(name: &'static str, infect: fn(&Path)) -> Way {
+impl Way {
+    /// A file name.
+    pub fn file_name(&self) -> String {
+        self.name.replace([' ', ','], "-")
+    }
+}
+
+const fn way(name: &'static str, infect: fn(&Path) -> Held) -> Way {
     Way { name, infect }
+}
+
+fn to_write(path: &Path) -> File {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(path)
+        .expect("opening a clean file for writing")
 }
 
 /// Changes that the kernel itself takes for changes: right at once.
 pub const WRITES: &[Way] = &[
-    way("write", |path| {
-        let mut file = OpenOptions::new().write(true).open(path).expect("opening");
+    way("write and close", |path| {
+        to_write(path).write_all(&infected()).expect("writing");
+        Box::new(())
+    }),
+    way("write and stay open", |path| {
+        let mut file = to_write(path);
         file.write_all(&infected()).expect("writing");
+        Box::new(file)
     }),
     way("truncate and write", |path| {
         fs::write(path, infected()).expect("writing");
+        Box::new(())
     }),
     way("append", |path| {
         let mut file = OpenOptions::new().append(true).open(path).expect("opening");
         file.write_all(&marker()).expect("writing");
+        Box::new(())
     }),
     way("write in the middle of a big file", |path| {
-        let file = OpenOptions::new().write(true).open(path).expect("opening");
-        file.set_len(3 << 20).expect("making it big");
-        file.sync_all().expect("writing back");
-        file.write_all_at(&marker(), 1_500_001).expect("writing");
-    }),
-    way("write while still open", |path| {
-        let file = OpenOptions::new().write(true).open(path).expect("opening");
-        file.write_all_at(&infected(), 0).expect("writing");
-        // It stays open for writing for as long as the test runs.
-        std::mem::forget(file);
+        let middle = fs::metadata(path).expect("its length").len() / 2 + 1;
+        let file = to_write(path);
+        file.write_all_at(&marker(), middle).expect("writing");
+        Box::new(())
     }),
     way("copy_file_range", |path| {
         let protected = path.parent().expect("a directory");
         let source = protected.with_file_name("source of a copy");
         fs::write(&source, infected()).expect("writing");
         let mut from = File::open(&source).expect("opening what is out of scope");
-        let mut to = OpenOptions::new().write(true).open(path).expect("opening");
+        let mut to = to_write(path);
         // That is copy_file_range(2), on one filesystem.
         let count = std::io::copy(&mut from, &mut to).expect("copying");
         assert_eq!(usize::try_from(count), Ok(infected().len()));
+        Box::new(())
     }),
     way("rename over it", |path| {
         let other = path.with_extension("new");
         fs::write(&other, infected()).expect("writing");
         fs::rename(&other, path).expect("renaming");
+        Box::new(())
     }),
     way("exchange with another", |path| {
         let other = path.with_extension("other");
         fs::write(&other, infected()).expect("writing");
-        renameat2(AT_FDCWD, &other, AT_FDCWD, path, RenameFlags::RENAME_EXCHANGE)
-            .expect("exchanging");
+        let flags = RenameFlags::RENAME_EXCHANGE;
+        renameat2(AT_FDCWD, &other, AT_FDCWD, path, flags).expect("exchanging");
+        Box::new(())
+    }),
+    way("remove and make again", |path| {
+        fs::remove_file(path).expect("removing");
+        fs::write(path, infected()).expect("writing");
+        Box::new(())
     }),
 ];
 
 /// Stores through a shared mapping: no event says so.
 pub const STORES: &[Way] = &[
-    way("store through a mapping that stays", |path| {
+    way("store, still mapped", |path| {
         let mut mapping = map(path);
         mapping.store(0, &infected());
-        // It stays mapped for as long as the test runs.
-        std::mem::forget(mapping);
+        Box::new(mapping)
     }),
-    way("store and unmap", |path| {
-        let mut mapping = map(path);
+    way("store, still mapped, file still open", |path| {
+        let file = to_write(path);
+        let mut mapping = SharedMapping::of(&file).expect("mapping");
         mapping.store(0, &infected());
+        Box::new((mapping, file))
     }),
-    way("store, write back, unmap", |path| {
-        let mut mapping = map(path);
+    way("store, write back, still mapped", |path| {
+        let file = to_write(path);
+        let mut mapping = SharedMapping::of(&file).expect("mapping");
         mapping.store(0, &infected());
-        let file = File::options().write(true).open(path);
-        // The open for writing may be the first that is refused.
-        if let Ok(file) = file {
-            file.sync_all().expect("writing back");
-        }
+        file.sync_all().expect("writing back");
+        Box::new(mapping)
+    }),
+    way("store, unmap, close", |path| {
+        map(path).store(0, &infected());
+        Box::new(())
+    }),
+    // A load may map the page writable (tmpfs): the store then raises no fault.
+    way("load, then store", |path| {
+        let mut mapping = map(path);
+        assert_ne!(mapping.load(0), infected()[0]);
+        mapping.store(0, &infected());
+        Box::new(mapping)
+    }),
+    way("load, store, unmap", |path| {
+        let mut mapping = map(path);
+        assert_ne!(mapping.load(0), infected()[0]);
+        mapping.store(0, &infected());
+        Box::new(())
     }),
     way("store into the last page", |path| {
         let length = fs::metadata(path).expect("its length").len();
         let length = usize::try_from(length).expect("a small file");
-        let mut mapping = map(path);
-        mapping.store(length - marker().len(), &marker());
+        map(path).store(length - marker().len(), &marker());
+        Box::new(())
     }),
 ];
 
 /// Maps a file for shared writing, and closes it.
 pub fn map(path: &Path) -> SharedMapping {
-    let file = File::options()
-        .read(true)
-        .write(true)
-        .open(path)
-        .expect("opening to map");
-    SharedMapping::of(&file).expect("mapping")
+    SharedMapping::of(&to_write(path)).expect("mapping")
+}
+
+/// Bytes of some pages, clean, other ones for each `n`.
+pub fn clean_pages(n: usize) -> Vec<u8> {
+    format!("clean {n:08}\n").into_bytes().repeat(3000)
 }

@@ -1,0 +1,173 @@
+//! Opens whose outcome is known before, and what was late.
+//!
+//! Owns: the allowance for the two windows of the design, and its count. Must
+//! not: know why an outcome is expected.
+
+use std::{
+    fmt::{self, Write},
+    fs::{File, OpenOptions},
+    io::{self, Read},
+    path::{Path, PathBuf},
+    sync::{
+        atomic::{AtomicU64, Ordering},
+        mpsc::{Receiver, Sender, channel},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::common::{STORE_WINDOW, infected, marker};
+
+/// How long after its cause an infected file may still open. Microseconds on an
+/// idle machine; here the workers themselves keep the agent from its processors.
+const WINDOW: Duration = STORE_WINDOW;
+/// No open may take longer than the agent's own bound, and some.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What an open must come to.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Expected {
+    /// EPERM, or success.
+    pub refused: bool,
+    /// The last store through a mapping of the file.
+    pub stored: Option<Instant>,
+    /// The last move of its directory.
+    pub moved: Option<Instant>,
+}
+
+/// How many opens there were, and how many came within a window.
+#[derive(Debug, Default)]
+pub struct Slips {
+    checks: AtomicU64,
+    refused: AtomicU64,
+    after_store: AtomicU64,
+    after_move: AtomicU64,
+    longest_micros: AtomicU64,
+}
+
+impl Slips {
+    /// How many opens were checked.
+    pub fn checks(&self) -> u64 {
+        self.checks.load(Ordering::Relaxed)
+    }
+
+    fn slipped(&self, expected: Expected, since: Instant) {
+        let cause = if expected.stored >= expected.moved {
+            &self.after_store
+        } else {
+            &self.after_move
+        };
+        cause.fetch_add(1, Ordering::Relaxed);
+        let micros = u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.longest_micros.fetch_max(micros, Ordering::Relaxed);
+    }
+}
+
+impl fmt::Display for Slips {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let get = |number: &AtomicU64| number.load(Ordering::Relaxed);
+        write!(
+            f,
+            "{} opens checked, {} refused; tries within a window: {} after a store, {} after a move, the latest after {} us",
+            get(&self.checks),
+            get(&self.refused),
+            get(&self.after_store),
+            get(&self.after_move),
+            get(&self.longest_micros)
+        )
+    }
+}
+
+/// A thread that opens what it is told to: never the one that wrote it.
+#[derive(Debug)]
+pub struct Opener {
+    orders: Sender<(PathBuf, OpenOptions)>,
+    results: Receiver<io::Result<File>>,
+}
+
+impl Opener {
+    /// Starts it; it ends when this is dropped.
+    pub fn start() -> Self {
+        let (orders, taken) = channel::<(PathBuf, OpenOptions)>();
+        let (done, results) = channel();
+        thread::spawn(move || {
+            for (path, options) in taken {
+                if done.send(options.open(path)).is_err() {
+                    return;
+                }
+            }
+        });
+        Self { orders, results }
+    }
+
+    fn open_once(&self, path: &Path, options: &OpenOptions) -> Result<io::Result<File>, String> {
+        let order = (path.to_path_buf(), options.clone());
+        let sent = self.orders.send(order).map_err(|error| error.to_string());
+        sent.and_then(|()| {
+            let result = self.results.recv_timeout(PATIENCE);
+            result.map_err(|error| format!("{}: the open hangs: {error}", path.display()))
+        })
+    }
+
+    /// What is in a file that should not have opened, and what becomes of further
+    /// opens: for whoever looks for the cause.
+    fn look_again(&self, path: &Path, mut file: File) -> String {
+        let mut bytes = Vec::new();
+        let read = file.read_to_end(&mut bytes);
+        let holds = |what: &[u8]| bytes.windows(what.len()).any(|part| part == what);
+        let mut said = format!(
+            "it holds {read:?} bytes, EICAR {}, the marker {}; then:",
+            holds(&infected()),
+            holds(&marker())
+        );
+        for pause in [0, 1, 10, 100, 1000, 2000] {
+            thread::sleep(Duration::from_millis(pause));
+            let again = self.open_once(path, OpenOptions::new().read(true));
+            let came_to = match again {
+                Ok(Ok(_)) => "opens".to_owned(),
+                Ok(Err(error)) => error.to_string(),
+                Err(error) => error,
+            };
+            let _ = write!(said, " after {pause} ms {came_to};");
+        }
+        said
+    }
+
+    /// Opens a file, and says what is wrong unless it comes as expected. `None`:
+    /// refused, as it must be.
+    pub fn open(
+        &self,
+        path: &Path,
+        options: &OpenOptions,
+        expected: Expected,
+        slips: &Slips,
+    ) -> Result<Option<File>, String> {
+        slips.checks.fetch_add(1, Ordering::Relaxed);
+        loop {
+            let started = Instant::now();
+            match self.open_once(path, options)? {
+                Ok(file) if !expected.refused => return Ok(Some(file)),
+                Err(error) if error.raw_os_error() == Some(libc::EPERM) && expected.refused => {
+                    slips.refused.fetch_add(1, Ordering::Relaxed);
+                    return Ok(None);
+                }
+                Ok(file) => {
+                    let cause = expected.stored.max(expected.moved);
+                    let Some(cause) = cause.filter(|cause| started < *cause + WINDOW) else {
+                        let age = cause.map(|cause| started - cause);
+                        return Err(format!(
+                            "{}: infected, and opens (last store or move {age:?} before; the open took {:?}); {}",
+                            path.display(),
+                            started.elapsed(),
+                            self.look_again(path, file)
+                        ));
+                    };
+                    slips.slipped(expected, cause);
+                }
+                Err(error) => {
+                    return Err(format!("{}: must open, but: {error}", path.display()));
+                }
+            }
+        }
+    }
+}

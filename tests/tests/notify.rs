@@ -1,0 +1,154 @@
+//! `OnAccessPrevention no`: everything opens, what is infected is reported.
+//!
+//! The openers here live until their event has been looked at: of one that is
+//! gone by then, no one can tell whose it was (facts/kernel.md, fanotify 10).
+
+mod common;
+
+use std::{
+    os::unix::process::CommandExt,
+    path::Path,
+    process::{Command, Stdio},
+    thread,
+    time::Duration,
+};
+
+use common::{FakeSite, LIMIT, Site, assert_opens, clean, counter, counters, infected, open_all};
+use onacc_tests::{
+    Agent, Behaviour, clamd::EICAR_NAME, clamd::wait_until, open_as, or_skip, require_root, sys,
+};
+
+/// An agent that reports only.
+fn reporting(site: &Site) -> onacc_tests::agent::AgentBuilder {
+    Agent::builder(site.clamd())
+        .prevention(false)
+        .include(site.watched())
+}
+
+#[test]
+fn an_infected_file_opens_and_is_reported() {
+    require_root!();
+    let site = or_skip!(Site::ext4());
+    let (bad, good) = (site.write("bad", &infected()), site.write("good", &clean()));
+    let agent = reporting(&site).start();
+    assert!(agent.output().contains("are reported, not blocked"));
+    assert_opens(&good);
+    let file = assert_opens(&bad);
+    let line = format!("{}: {EICAR_NAME} FOUND", bad.display());
+    assert_eq!(agent.wait_for(&line, LIMIT).unwrap(), line);
+    assert!(wait_until(LIMIT, || agent.log().contains(&line)));
+    drop(file);
+    assert!(open_as(4711, &bad, LIMIT).is_open());
+    let reports = || agent.output().matches(" FOUND\n").count();
+    assert!(wait_until(LIMIT, || reports() == 2), "{}", agent.output());
+    assert!(!agent.output().contains("good: "));
+}
+
+#[test]
+fn what_is_written_is_reported_when_it_is_opened() {
+    require_root!();
+    let site = or_skip!(Site::ext4());
+    let agent = reporting(&site).start();
+    let dir = site.watched().join("a/b/c");
+    std::fs::create_dir_all(&dir).unwrap();
+    let bad = dir.join("bad");
+    std::fs::write(&bad, infected()).unwrap();
+    assert_opens(&bad);
+    agent
+        .wait_for(&format!("{}: ", bad.display()), LIMIT)
+        .unwrap();
+}
+
+#[test]
+fn outside_and_excluded_paths_are_not_reported() {
+    require_root!();
+    let site = or_skip!(Site::ext4());
+    site.scratch().mkdir("in/off");
+    let outside = site.scratch().write("outside", &infected());
+    let off = site.write("off/bad", &infected());
+    let bad = site.write("bad", &infected());
+    let agent = reporting(&site).exclude(site.watched().join("off")).start();
+    for path in [&outside, &off, &bad] {
+        assert_opens(path);
+    }
+    agent
+        .wait_for(&format!("{}: ", bad.display()), LIMIT)
+        .unwrap();
+    assert_eq!(counters(&agent)["infected"], 1, "{}", agent.output());
+    assert_eq!(agent.output().matches(" FOUND").count(), 1);
+}
+
+/// Opens a file as a user, in a process that lives on until it is told to end.
+fn open_and_live_on(uid: u32, path: &Path) -> std::process::Child {
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", "exec 3< \"$1\" && echo opened && read line", "sh"])
+        .arg(path)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .uid(uid)
+        .gid(uid);
+    let mut child = sys::die_with_parent(&mut command)
+        .spawn()
+        .expect("the process starts");
+    let mut byte = [0];
+    let out = child.stdout.as_mut().expect("it is a pipe");
+    std::io::Read::read_exact(out, &mut byte).expect("reading");
+    child
+}
+
+#[test]
+fn an_excluded_user_is_not_reported() {
+    require_root!();
+    let site = or_skip!(Site::ext4());
+    let bad = site.write("bad", &infected());
+    let agent = reporting(&site)
+        .option("OnAccessExcludeUID 4711")
+        .option("OnAccessExcludeUname daemon")
+        .start();
+    for uid in [4711, 1] {
+        let before = counter(&agent, "excluded_uid");
+        let mut opener = open_and_live_on(uid, &bad);
+        let seen = wait_until(LIMIT, || counter(&agent, "excluded_uid") > before);
+        drop(opener.stdin.take());
+        opener.wait().unwrap();
+        assert!(seen, "{:?}", counters(&agent));
+    }
+    // Whatever it would say has been said by then.
+    thread::sleep(Duration::from_millis(300));
+    assert!(!agent.output().contains(" FOUND"), "{}", agent.output());
+    let mut other = open_and_live_on(4712, &bad);
+    agent.wait_for(" FOUND", LIMIT).unwrap();
+    drop(other.stdin.take());
+    other.wait().unwrap();
+}
+
+#[test]
+fn a_silent_clamd_holds_nobody_up() {
+    require_root!();
+    let site = or_skip!(FakeSite::ext4(|_| Behaviour::never()));
+    let paths = site.clean_files(64);
+    let _agent = Agent::builder(site.fake())
+        .prevention(false)
+        .include(site.watched())
+        .option("OnAccessCurlTimeout 60000")
+        .option("OnAccessDenyOnError yes")
+        .start();
+    for open in open_all(&paths, LIMIT) {
+        assert!(open.is_open(), "{open:?}");
+        assert!(open.took < Duration::from_secs(1), "{open:?}");
+    }
+    assert!(site.fake().wait_for_scans(2, LIMIT));
+}
+
+#[test]
+fn repeat_opens_of_a_clean_file_are_no_events() {
+    require_root!();
+    let site = or_skip!(Site::ext4());
+    let path = site.write("good", &clean());
+    let agent = reporting(&site).start();
+    common::open_until_marked(&agent, std::slice::from_ref(&path));
+    std::fs::write(&path, infected()).unwrap();
+    assert_opens(&path);
+    agent.wait_for(" FOUND", LIMIT).unwrap();
+}

@@ -1,0 +1,163 @@
+//! Random work by several workers at once, and one thing to hold at all times:
+//! in scope, content with a signature cannot be opened once its writer is done,
+//! and everything else can.
+//!
+//! `ONACC_SEED` repeats the choices of a run (not its timing),
+//! `ONACC_PROPERTY_SECONDS` makes it longer. Must not: allow time for what the
+//! design does not: a window is given only after a store through a shared
+//! mapping and after the move of a directory, and what needed it is counted.
+
+mod common;
+#[path = "common/openers.rs"]
+mod openers;
+#[path = "common/work.rs"]
+mod work;
+#[path = "common/world.rs"]
+mod world;
+
+use std::{
+    env, fs,
+    path::Path,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use common::{Site, counters};
+use onacc_tests::{or_skip, require_root};
+use openers::Slips;
+use work::Worker;
+use world::{DIRECTORIES, Rng, SLOTS, Side, World};
+
+const WORKERS: u64 = 4;
+/// Threads that open files at the worst of times, whatever comes of it.
+const DISTURBERS: u64 = 2;
+
+fn seconds() -> u64 {
+    let set = env::var("ONACC_PROPERTY_SECONDS").ok();
+    set.and_then(|text| text.parse().ok()).unwrap_or(20)
+}
+
+fn seed() -> u64 {
+    let set = env::var("ONACC_SEED").ok();
+    set.and_then(|text| text.parse().ok()).unwrap_or_else(|| {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        now.map_or(1, |now| u64::from(now.subsec_nanos()) + now.as_secs())
+    })
+}
+
+/// Opens what may be moved, replaced or deleted meanwhile, and looks at nothing.
+fn disturb(world: &World, mut rng: Rng, stop: &AtomicBool) {
+    while !stop.load(Ordering::Relaxed) {
+        let side = Side::random(&mut rng);
+        let path = world.path(rng.below(DIRECTORIES), side, rng.below(SLOTS));
+        let _ = fs::OpenOptions::new()
+            .read(true)
+            .write(rng.chance(10))
+            .open(path);
+        thread::sleep(Duration::from_micros(50));
+    }
+}
+
+/// Runs the workers; what failed first, if anything did.
+fn run(world: &World, seed: u64, slips: &Slips) -> Option<String> {
+    let stop = AtomicBool::new(false);
+    let until = Instant::now() + Duration::from_secs(seconds());
+    thread::scope(|scope| {
+        for number in 0..DISTURBERS {
+            let (rng, stop) = (Rng::new(seed ^ (100 + number)), &stop);
+            scope.spawn(move || disturb(world, rng, stop));
+        }
+        let workers: Vec<_> = (0..WORKERS)
+            .map(|number| {
+                let (rng, stop) = (Rng::new(seed ^ (number + 1)), &stop);
+                scope.spawn(move || {
+                    let mut worker = Worker::new(world, rng, slips);
+                    while Instant::now() < until && !stop.load(Ordering::Relaxed) {
+                        if let Err(error) = worker.step() {
+                            stop.store(true, Ordering::Relaxed);
+                            let last = worker.history().join("\n  ");
+                            return Some(format!("{error}\nworker {number} did:\n  {last}"));
+                        }
+                    }
+                    None
+                })
+            })
+            .collect();
+        let ends: Vec<_> = workers
+            .into_iter()
+            .map(thread::ScopedJoinHandle::join)
+            .collect();
+        stop.store(true, Ordering::Relaxed);
+        ends.into_iter()
+            .find_map(|end| end.unwrap_or_else(|_| Some("a worker panicked".to_owned())))
+    })
+}
+
+fn holds_on(site: &Site, what: &str) {
+    let seed = seed();
+    let root: &Path = site.scratch().path();
+    for dir in ["out", "in/off"] {
+        site.scratch().mkdir(dir);
+    }
+    let world = World::new(root, &mut Rng::new(seed));
+    for number in 0..DIRECTORIES {
+        fs::create_dir_all(world.deep(number, world.read(number).side))
+            .expect("making a directory");
+    }
+    let agent = site
+        .agent()
+        .exclude(site.watched().join("off"))
+        .guard(Duration::from_secs(seconds() + 60))
+        .start();
+    let slips = Slips::default();
+    let failure = run(&world, seed, &slips);
+    let failure = failure.or_else(|| {
+        // Whatever is left, once more, without any allowance.
+        thread::sleep(Duration::from_millis(300));
+        let mut worker = Worker::new(&world, Rng::new(seed), &slips);
+        worker.check_all().err()
+    });
+    let counted = counters(&agent);
+    eprintln!("{what}, ONACC_SEED={seed}: {slips}");
+    for name in [
+        "events",
+        "scans",
+        "joined",
+        "prescans",
+        "known_clean",
+        "known_infected",
+        "directories_ignored",
+        "marks_placed",
+        "marks_dropped_dirty",
+        "marks_flushed",
+        "scan_errors",
+        "timeouts",
+        "unreachable",
+    ] {
+        eprint!("{name} {}  ", counted[name]);
+    }
+    eprintln!();
+    if let Some(failure) = failure {
+        panic!(
+            "{what}, ONACC_SEED={seed}: {failure}\ndirectories:\n  {}\ncounters: {counted:?}",
+            world.moves()
+        );
+    }
+    for name in ["timeouts", "unreachable"] {
+        assert_eq!(counted[name], 0, "{name}, ONACC_SEED={seed}");
+    }
+    assert!(slips.checks() > 100, "too little was tried");
+}
+
+#[test]
+fn no_infected_content_opens_and_no_clean_content_is_refused_on_ext4() {
+    require_root!();
+    holds_on(&or_skip!(Site::ext4()), "ext4");
+}
+
+#[test]
+fn no_infected_content_opens_and_no_clean_content_is_refused_on_tmpfs() {
+    require_root!();
+    holds_on(&or_skip!(Site::tmpfs()), "tmpfs");
+}
