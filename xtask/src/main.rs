@@ -3,6 +3,7 @@
 //! Owns: the command line, and the exit status. Must not: do anything itself;
 //! each command has a file of its own. Tested by `cargo xtask test` running.
 
+mod bench;
 mod build_ebpf;
 mod ebpf_toolchain;
 mod run;
@@ -12,7 +13,7 @@ mod shell;
 mod test;
 mod tour;
 
-use std::{ffi::OsString, process::ExitCode};
+use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
@@ -48,6 +49,26 @@ enum Task {
         /// Run only tests whose name contains this
         filter: Option<String>,
     },
+    /// Measures onacc beside no agent and beside clamonacc, on a private clamd
+    ///
+    /// Prints a table and writes bench/results.json. Status 0 also when a goal is
+    /// missed; 1 when something could not be measured.
+    Bench {
+        /// Fewer rounds: under five minutes
+        #[arg(long)]
+        short: bool,
+        /// Measure only workloads whose name contains this
+        filter: Option<String>,
+    },
+    /// What `bench` runs to open files as another user
+    #[command(hide = true)]
+    BenchOpener {
+        uid: u32,
+        file: PathBuf,
+        count: usize,
+        milliseconds: u64,
+        core: Option<usize>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -56,6 +77,14 @@ fn main() -> ExitCode {
         Task::BuildEbpf => build_ebpf::command(),
         Task::Run { once, args } => run::command(once, &args),
         Task::Test { filter } => test::command(filter.as_deref()),
+        Task::Bench { short, filter } => bench::command(short, filter.as_deref()),
+        Task::BenchOpener {
+            uid,
+            file,
+            count,
+            milliseconds,
+            core,
+        } => bench::open_as_child(uid, &file, count, milliseconds, core),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

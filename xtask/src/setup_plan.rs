@@ -36,7 +36,7 @@ pub struct Need {
 }
 
 /// All needs that a Debian package meets.
-pub const NEEDS: [Need; 6] = [
+pub const NEEDS: [Need; 8] = [
     Need {
         level: Level::Build,
         sign: "cc",
@@ -72,6 +72,18 @@ pub const NEEDS: [Need; 6] = [
         sign: "losetup",
         package: "mount",
         why: "mounts scratch filesystems from image files",
+    },
+    Need {
+        level: Level::Test,
+        sign: "mkfs.xfs",
+        package: "xfsprogs",
+        why: "makes xfs filesystems for the tests",
+    },
+    Need {
+        level: Level::Test,
+        sign: "mkfs.btrfs",
+        package: "btrfs-progs",
+        why: "makes btrfs filesystems for the tests",
     },
 ];
 

@@ -94,7 +94,9 @@ fn a_bare_debian_gets_everything_once() {
             "clamav-daemon",
             "clamav-testfiles",
             "e2fsprogs",
-            "mount"
+            "mount",
+            "xfsprogs",
+            "btrfs-progs"
         ]
     );
     assert_eq!(steps[1..], [Step::Linker(22), Step::Component("rustfmt")]);

@@ -16,6 +16,7 @@ use crate::coverage::filesystems::NewFilesystem;
 use crate::coverage::keeper::KeeperMessage;
 use crate::coverage::kind::Kind;
 use crate::coverage::paths::{RealPaths, Tell};
+use crate::intake::opens_can_block;
 use crate::kernel::accounts::AccountWatch;
 use crate::kernel::daemon::Readiness;
 use crate::kernel::mounts::{self, MountTable};
@@ -54,6 +55,14 @@ impl Agent {
             if self.kind == Kind::Filesystem {
                 self.mark_one(&filesystem, table);
             } else {
+                if matches!(self.kind, Kind::Directory(_))
+                    && opens_can_block(&filesystem.mount.kind)
+                {
+                    tracing::warn!(
+                        "onacc: {} is not protected below an include path in this coverage; --coverage=filesystem protects it",
+                        place_of(&filesystem)
+                    );
+                }
                 self.filesystems.note(&filesystem);
             }
         }

@@ -1,0 +1,238 @@
+//! Workload: first opens of files that nobody has seen, so that each is scanned.
+//!
+//! The baseline is clamd's own ceiling in the same run: a minimal client with
+//! one session, one scan at a time, and with sixteen in flight. Every file has
+//! content that no other has, in any round, so that clamd's cache is no help.
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
+
+use onacc_tests::{Agent, ScratchFs, client::Session};
+
+use crate::{
+    bench::{
+        clock::{nanoseconds, sample},
+        cpu::{CpuTimes, own_time},
+        report::shown,
+        row::{Column, Goal, Reading, Row, Unit, take},
+        stage::{Stage, Watch, end, grown, probe},
+    },
+    shell::Result,
+};
+
+const OPENERS: usize = 8;
+const IN_FLIGHT: usize = 16;
+const REPLY_LIMIT: Duration = Duration::from_secs(30);
+/// How long counters may lag behind the answers.
+const COUNT_LIMIT: Duration = Duration::from_secs(1);
+
+/// Files for one round of one column: for one opener, and for eight.
+struct Files([Vec<PathBuf>; 2]);
+
+/// Measures.
+pub fn measure(stage: &Stage) -> Result<Vec<Row>> {
+    let scratch = ScratchFs::ext4(2048)?;
+    let watched = scratch.mkdir("watched");
+    let probe = probe(&watched.join("eicar.com"))?;
+    let watch = Watch::new(&watched);
+    let mut rows = [
+        (
+            "first opens of 4 KiB files, one opener",
+            "one in flight",
+            0.8,
+        ),
+        (
+            "first opens of 4 KiB files, eight openers",
+            "16 in flight",
+            0.9,
+        ),
+    ]
+    .map(|(name, beside, least)| {
+        Row::new(name, Unit::PerSecond)
+            .beside(beside)
+            .goal(Goal::RatioAtLeast(least))
+    });
+    for _ in 0..stage.plan.rounds {
+        let make = |name: &str, counts: [usize; 2]| -> Result<Files> {
+            let dir = watched.join(name);
+            let [one, eight] = counts;
+            Ok(Files([
+                stage.files(&dir.join("one"), one)?,
+                stage.files(&dir.join("eight"), eight)?,
+            ]))
+        };
+        let for_client = make("client", stage.plan.first_opens)?;
+        let for_onacc = make("onacc", stage.plan.first_opens)?;
+        let for_peer = make("clamonacc", stage.plan.peer_first_opens)?;
+        take(&mut rows, Column::Baseline, || {
+            let Files([one, eight]) = &for_client;
+            Ok(vec![
+                ask_clamd(stage, one, 1)?,
+                ask_clamd(stage, eight, IN_FLIGHT)?,
+            ])
+        });
+        take(&mut rows, Column::Onacc, || {
+            let agent = stage.onacc(&watch)?;
+            let Files([one, eight]) = &for_onacc;
+            let readings = vec![
+                open_scanned(stage, &agent, one, 1)?,
+                open_scanned(stage, &agent, eight, OPENERS)?,
+            ];
+            end(agent)?;
+            Ok(readings)
+        });
+        take(&mut rows, Column::Clamonacc, || {
+            let peer = stage.clamonacc(&watch, std::slice::from_ref(&probe))?;
+            let Files([one, eight]) = &for_peer;
+            let readings = vec![open_all(one, 1)?, open_all(eight, OPENERS)?];
+            peer.end()?;
+            Ok(readings)
+        });
+        for name in ["client", "onacc", "clamonacc"] {
+            let dir = watched.join(name);
+            fs::remove_dir_all(&dir).map_err(|error| format!("{}: {error}", dir.display()))?;
+        }
+    }
+    Ok(rows.into())
+}
+
+/// A minimal client of clamd: opens each file and has it scanned.
+fn ask_clamd(stage: &Stage, files: &[PathBuf], in_flight: usize) -> Result<Reading> {
+    let fail = |error| format!("a session with clamd: {error}");
+    let cpu = CpuTimes::of(stage.clamd.pid())?;
+    let mut session = Session::connect(&stage.clamd.socket(), REPLY_LIMIT).map_err(fail)?;
+    let mut waiting = 0;
+    let take_reply = |session: &mut Session| {
+        let (_, text) = session.reply().map_err(fail)?;
+        if text.ends_with("OK") {
+            Ok(())
+        } else {
+            Err(format!("clamd says {text}"))
+        }
+    };
+    let (before, own) = (Instant::now(), own_time()?);
+    for path in files {
+        if waiting == in_flight {
+            take_reply(&mut session)?;
+            waiting -= 1;
+        }
+        let file = File::open(path).map_err(|error| format!("{}: {error}", path.display()))?;
+        session.fildes(&file).map_err(fail)?;
+        waiting += 1;
+    }
+    for _ in 0..waiting {
+        take_reply(&mut session)?;
+    }
+    let took = before.elapsed();
+    let own = own_time_each(own, files.len())?;
+    Ok(rate(files.len(), took)
+        .note(own)
+        .note(processor_time(stage, &cpu, files.len())?))
+}
+
+/// Opens all, and makes sure that the agent had each scanned.
+fn open_scanned(
+    stage: &Stage,
+    agent: &Agent,
+    files: &[PathBuf],
+    openers: usize,
+) -> Result<Reading> {
+    let before = agent.counters()?;
+    let (clamd, own) = (CpuTimes::of(stage.clamd.pid())?, CpuTimes::of(agent.pid())?);
+    let reading = open_all(files, openers)?;
+    let spent = CpuTimes::of(agent.pid())?;
+    let wanted = u64::try_from(files.len()).unwrap_or(u64::MAX);
+    // The agent answers first and counts after that.
+    let deadline = Instant::now() + COUNT_LIMIT;
+    let after = loop {
+        let after = agent.counters()?;
+        let counted = grown(&before, &after, "marks_placed")?;
+        if counted >= wanted || Instant::now() >= deadline {
+            break after;
+        }
+    };
+    let (scans, clean) = (
+        grown(&before, &after, "scans")?,
+        grown(&before, &after, "clean")?,
+    );
+    if scans < wanted || clean < wanted {
+        return Err(format!(
+            "{wanted} first opens, but {scans} scans and {clean} clean verdicts"
+        ));
+    }
+    let marks = grown(&before, &after, "marks_placed")?;
+    Ok(reading
+        .note(format!("{scans} scans, {marks} marks placed"))
+        .note(format!(
+            "processor time each: {}",
+            spent.each_since(&own, u32::try_from(files.len()).unwrap_or(u32::MAX))
+        ))
+        .note(processor_time(stage, &clamd, files.len())?))
+}
+
+fn processor_time(stage: &Stage, before: &CpuTimes, count: usize) -> Result<String> {
+    let spent = CpuTimes::of(stage.clamd.pid())?;
+    let count = u32::try_from(count).unwrap_or(u32::MAX);
+    Ok(format!(
+        "processor time of clamd each: {}",
+        spent.each_since(before, count)
+    ))
+}
+
+/// Opens all files, shared out among openers.
+pub fn open_all(files: &[PathBuf], openers: usize) -> Result<Reading> {
+    let share = files.len().div_ceil(openers).max(1);
+    let (before, own) = (Instant::now(), own_time()?);
+    let times: Vec<u64> = thread::scope(|scope| {
+        let threads: Vec<_> = files
+            .chunks(share)
+            .map(|files| scope.spawn(|| open_each(files)))
+            .collect();
+        threads
+            .into_iter()
+            .map(|thread| thread.join().map_err(|_| "an opener panicked".to_owned())?)
+            .collect::<Result<Vec<_>>>()
+    })?
+    .concat();
+    let took = before.elapsed();
+    let own = own_time_each(own, files.len())?;
+    let sample = sample(times, 1)?;
+    let [p50, p99] = [sample.p50, sample.p99].map(|ns| shown(Unit::Nanoseconds, ns));
+    Ok(rate(files.len(), took)
+        .note(format!(
+            "{} opens, an opener waits p50 {p50}, p99 {p99}",
+            files.len()
+        ))
+        .note(own))
+}
+
+/// What the openers, or the client, needed themselves.
+fn own_time_each(before: Duration, count: usize) -> Result<String> {
+    let spent = own_time()?.saturating_sub(before);
+    let count = u32::try_from(count).unwrap_or(u32::MAX);
+    let each = spent.as_secs_f64() * 1e6 / f64::from(count);
+    Ok(format!("processor time of the caller each: {each:.1} µs"))
+}
+
+fn open_each(files: &[PathBuf]) -> Result<Vec<u64>> {
+    files.iter().map(|path| time_one(path)).collect()
+}
+
+fn time_one(path: &Path) -> Result<u64> {
+    let before = Instant::now();
+    let opened = File::open(path);
+    let took = before.elapsed();
+    match opened {
+        Ok(_) => Ok(nanoseconds(took)),
+        Err(error) => Err(format!("opening {}: {error}", path.display())),
+    }
+}
+
+fn rate(count: usize, took: Duration) -> Reading {
+    let count = u32::try_from(count).unwrap_or(u32::MAX);
+    Reading::from(f64::from(count) / took.as_secs_f64())
+}
