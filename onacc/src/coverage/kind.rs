@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use super::directories::{Directories, DirectoriesLinks, DirectoriesMessage, Reach};
 use super::mount_marks::MountMarks;
@@ -19,6 +20,9 @@ use crate::observe::heartbeat::Heartbeat;
 use crate::observe::printable;
 use crate::policy::Policy;
 use crate::scan::Prescan;
+
+/// How long start-up waits for the first walk.
+const FIRST_WALK: Duration = Duration::from_mins(1);
 
 /// The kinds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,12 +129,18 @@ impl Coverage {
             let _nobody_listens = done.send(first);
             directories.run();
         })?;
-        if let Ok(first) = walked.recv() {
+        if let Ok(first) = walked.recv_timeout(FIRST_WALK) {
             tracing::info!(
                 "onacc: directories marked: {}; without a watch: {}; not to be looked at: {}",
                 first.marked,
                 first.unwatched,
                 first.troubled
+            );
+        } else {
+            // A filesystem that hangs must not keep the others from protection.
+            tracing::warn!(
+                "onacc: the first walk takes longer than {} s and goes on; what it has not reached is not protected yet",
+                FIRST_WALK.as_secs()
             );
         }
         Ok(Self::Directory {

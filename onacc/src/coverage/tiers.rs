@@ -51,7 +51,9 @@ pub fn load_filter_plane(mode: BpfMode) -> Result<Option<FilterPlane>, BpfError>
         tracing::info!("onacc: tier: eBPF: off (--bpf=off): {WITHOUT_BPF}");
         return Ok(None);
     }
-    match FilterPlane::load(MARKS) {
+    let loaded = FilterPlane::load(MARKS);
+    crate::kernel::process::give_back_memory();
+    match loaded {
         Ok(plane) => {
             tracing::info!(
                 "onacc: tier: eBPF: tracepoint: tp_btf/writeback_mark_inode_dirty is attached, offsets from the running kernel's BTF; this version has no use for LSM or fentry hooks"

@@ -113,6 +113,16 @@ pub fn be_urgent() -> Result<(), SyscallError> {
     }
 }
 
+/// Gives freed memory back to the system. Loading the eBPF programs needs
+/// 16 MiB for a moment (two readings of the kernel's BTF), which the allocator
+/// would keep for ever.
+pub fn give_back_memory() {
+    // SAFETY: malloc_trim takes one integer and may be called at any time.
+    // Whether anything was given back is of no consequence.
+    #[cfg(target_env = "gnu")]
+    let _any = unsafe { libc::malloc_trim(0) };
+}
+
 /// No core dumps: while one is written the group stays open, and the program
 /// that takes it may itself wait for an answer.
 ///
