@@ -12,6 +12,7 @@ mod setup_plan;
 mod shell;
 mod test;
 mod tour;
+mod vm;
 
 use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
@@ -60,6 +61,8 @@ enum Task {
         /// Measure only workloads whose name contains this
         filter: Option<String>,
     },
+    /// Boots Debian's kernels in qemu and runs a script there, with onacc
+    Vm(vm::Options),
     /// What `bench` runs to open files as another user
     #[command(hide = true)]
     BenchOpener {
@@ -78,6 +81,7 @@ fn main() -> ExitCode {
         Task::Run { once, args } => run::command(once, &args),
         Task::Test { filter } => test::command(filter.as_deref()),
         Task::Bench { short, filter } => bench::command(short, filter.as_deref()),
+        Task::Vm(options) => vm::command(&options),
         Task::BenchOpener {
             uid,
             file,

@@ -4,7 +4,7 @@
 //! needed; `setup_plan.rs` does. It asks nothing, and does nothing the second time.
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
@@ -79,14 +79,21 @@ fn look() -> Found {
     }
 }
 
+/// The path of a program, also where system programs are missing from a user's PATH.
+pub fn system_program(name: &str) -> PathBuf {
+    let system = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"];
+    let mut places = system.iter().map(|dir| Path::new(dir).join(name));
+    find_program(name)
+        .or_else(|| places.find(|path| path.is_file()))
+        .unwrap_or_else(|| name.into())
+}
+
 /// Whether a file, or a program of this name, is there.
 fn is_there(sign: &str) -> bool {
     if sign.starts_with('/') {
         return Path::new(sign).exists();
     }
-    // The places of system programs may be missing from a user's PATH.
-    let system = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"];
-    find_program(sign).is_some() || system.iter().any(|dir| Path::new(dir).join(sign).is_file())
+    system_program(sign).is_absolute()
 }
 
 fn take(step: &Step) -> Result<()> {

@@ -18,6 +18,8 @@ pub enum Level {
     Build,
     /// To show it at work.
     Tour,
+    /// To run it on other kernels.
+    Vm,
     /// To test it.
     Test,
 }
@@ -36,7 +38,7 @@ pub struct Need {
 }
 
 /// All needs that a Debian package meets.
-pub const NEEDS: [Need; 8] = [
+pub const NEEDS: [Need; 13] = [
     Need {
         level: Level::Build,
         sign: "cc",
@@ -84,6 +86,36 @@ pub const NEEDS: [Need; 8] = [
         sign: "mkfs.btrfs",
         package: "btrfs-progs",
         why: "makes btrfs filesystems for the tests",
+    },
+    Need {
+        level: Level::Vm,
+        sign: "qemu-system-x86_64",
+        package: "qemu-system-x86",
+        why: "boots other kernels",
+    },
+    Need {
+        level: Level::Vm,
+        sign: "busybox",
+        package: "busybox-static",
+        why: "the system around other kernels",
+    },
+    Need {
+        level: Level::Vm,
+        sign: "cpio",
+        package: "cpio",
+        why: "packs what other kernels boot",
+    },
+    Need {
+        level: Level::Vm,
+        sign: "depmod",
+        package: "kmod",
+        why: "lists the modules of other kernels",
+    },
+    Need {
+        level: Level::Vm,
+        sign: "xz",
+        package: "xz-utils",
+        why: "unpacks the modules of other kernels",
     },
 ];
 

@@ -197,3 +197,19 @@ fn without_apt_the_tools_are_named() {
     );
     assert_eq!(plan(&found, Level::Tour), Ok(Vec::new()));
 }
+
+#[test]
+fn other_kernels_need_qemu_and_the_tour_does_not() {
+    let found = Found {
+        unmet: NEEDS.to_vec(),
+        ..complete()
+    };
+    let packages = |level| match plan(&found, level).unwrap().remove(0) {
+        Step::Apt(packages) => packages.into_iter().map(|one| one.name).collect::<Vec<_>>(),
+        other => panic!("{other:?}"),
+    };
+    let qemu = "qemu-system-x86".to_owned();
+    assert!(!packages(Level::Tour).contains(&qemu));
+    assert!(packages(Level::Vm).contains(&qemu));
+    assert!(packages(Level::Test).contains(&qemu));
+}
