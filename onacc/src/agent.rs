@@ -13,6 +13,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::commands::cli::Cli;
+use crate::config::servers::Address;
 use crate::config::{ConfigError, Settings, names};
 use crate::coverage::directories::Reach;
 use crate::coverage::filesystems::Filesystems;
@@ -87,6 +88,9 @@ pub enum AgentError {
         "nothing can be protected: no filesystem under an OnAccessIncludePath takes fanotify marks"
     )]
     NothingProtected,
+    /// Only TCP leads to clamd.
+    #[error("LocalSocket is missing, and this version speaks to clamd over LocalSocket only")]
+    NoLocalSocket,
     /// A further group, thread or fd.
     #[error(transparent)]
     Lane(#[from] LaneError),
@@ -224,7 +228,7 @@ impl Agent {
             Arc::clone(&policy),
         );
         let service = Service::new(
-            limits(&settings, on_failure),
+            limits(&settings, on_failure)?,
             Links {
                 jobs: jobs.clone(),
                 keeper: keeper_messages.clone(),
@@ -383,16 +387,20 @@ fn first_policy(
     }
 }
 
-fn limits(settings: &Settings, on_failure: Answer) -> Limits {
-    Limits {
-        socket: settings.local_socket.value.clone(),
+fn limits(settings: &Settings, on_failure: Answer) -> Result<Limits, AgentError> {
+    let server = settings.servers.first();
+    let Some(Address::Unix(socket)) = server.map(|server| &server.value.address) else {
+        return Err(AgentError::NoLocalSocket);
+    };
+    Ok(Limits {
+        socket: socket.clone(),
         bound: settings.bound(),
         retries: settings.retries,
         // More would block clamd's receiving thread (facts/clamonacc.md, 3).
         max_scans: settings.max_scans.min((settings.max_queue / 2).max(1)),
         on_failure,
         read_timeout: settings.read_timeout,
-    }
+    })
 }
 
 /// How many events may be in flight under this limit of open files.

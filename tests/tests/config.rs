@@ -165,7 +165,7 @@ fn what_is_missing_is_named_with_the_remedy() {
         ),
         (
             "TCPSocket 3310\nOnAccessIncludePath /nowhere\n",
-            ["TCPSocket", "add a LocalSocket line"],
+            ["TCPAddr is missing", "add a LocalSocket line"],
         ),
         ("", ["LocalSocket", "for example"]),
     ] {

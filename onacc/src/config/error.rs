@@ -110,19 +110,27 @@ pub enum ConfigError {
     },
     /// No way to reach clamd is configured.
     #[error(
-        "{}: LocalSocket: the option is missing; set it to clamd's socket, for example LocalSocket /run/clamav/clamd.ctl",
+        "{}: LocalSocket: the option is missing; set it to clamd's socket, for example LocalSocket /run/clamav/clamd.ctl, or name a remote clamd by TCPAddr and TCPSocket",
         shown_path(.file)
     )]
-    NoLocalSocket {
+    NoServer {
         /// The file.
         file: PathBuf,
     },
-    /// clamd is to be reached over TCP, which onacc cannot.
+    /// `TCPSocket` without an address to call.
     #[error(
-        "{at}: LocalSocket is missing, and this version speaks to clamd over LocalSocket only, not over TCP; add a LocalSocket line for clamd and onacc"
+        "{at}: TCPAddr is missing, and onacc cannot call a clamd that listens on any address; name one with TCPAddr, or add a LocalSocket line"
     )]
-    TcpOnly {
-        /// The first line that sets TCP up.
+    NoTcpAddress {
+        /// The line that sets the port.
+        at: Place,
+    },
+    /// `TCPAddr` without a port.
+    #[error(
+        "{at}: TCPSocket is missing; set it to clamd's port, for example TCPSocket 3310, or add a LocalSocket line"
+    )]
+    NoTcpPort {
+        /// The first line that names an address.
         at: Place,
     },
     /// Nothing would be protected.

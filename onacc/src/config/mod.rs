@@ -8,6 +8,7 @@
 //!
 //! - [`options`]: which options there are.
 //! - [`clamd_conf`]: the parser, pure.
+//! - [`servers`]: the clamds that are asked.
 //! - [`settings`]: defaults, limits, and what this version makes of each value.
 //! - [`names`]: user names to uids.
 //!
@@ -18,6 +19,7 @@ pub mod clamd_conf;
 mod error;
 pub mod names;
 pub mod options;
+pub mod servers;
 pub mod settings;
 
 pub use error::{ConfigError, Place};

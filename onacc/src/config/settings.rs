@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use super::clamd_conf;
 use super::error::{ConfigError, Place};
+use super::servers::Server;
 
 mod reader;
 
@@ -61,8 +62,12 @@ impl<T> fmt::Display for Located<T> {
 )]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// `LocalSocket`: clamd's socket. Absolute, and fits a socket address.
-    pub local_socket: Located<PathBuf>,
+    /// `LocalSocket`, or each `TCPAddr` with `TCPSocket`: the clamds that are
+    /// asked. Never empty, at most [`MOST_SERVERS`](super::servers::MOST_SERVERS).
+    pub servers: Vec<Located<Server>>,
+    /// `StreamMaxLength`: clamd takes no longer streams. In bytes; `u64::MAX`
+    /// means unlimited. Default: 100 MiB.
+    pub stream_max_length: u64,
     /// `OnAccessIncludePath`, then `OnAccessMountPath`: the directory trees to
     /// watch. Absolute. Never empty.
     pub include_paths: Vec<Located<PathBuf>>,

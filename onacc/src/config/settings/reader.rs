@@ -14,9 +14,12 @@ use super::{Located, Settings};
 use crate::config::clamd_conf::{Entry, Parsed, Value};
 use crate::config::error::{ConfigError, shown};
 use crate::config::options;
+use crate::config::servers::{Host, MOST_SERVERS, Server};
 
 /// `OnAccessMaxFileSize` when it is not set, in bytes.
 const MAX_FILE_SIZE: u64 = 5 << 20;
+/// clamd's `StreamMaxLength` when it is not set, in bytes.
+const STREAM_MAX_LENGTH: u64 = 100 << 20;
 /// `OnAccessCurlTimeout` when it is not set, in milliseconds.
 const TRY_TIMEOUT: u64 = 5_000;
 /// The longest `OnAccessCurlTimeout`, in milliseconds: one hour. With all
@@ -64,16 +67,17 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn settings(mut self) -> Result<Settings, ConfigError> {
-        let local_socket = self.local_socket()?;
+        let servers = self.servers()?;
         let mount_paths = self.paths("OnAccessMountPath", WHOLE_PATH)?;
         Ok(Settings {
-            local_socket,
+            servers,
+            stream_max_length: self.size("StreamMaxLength", STREAM_MAX_LENGTH),
             include_paths: self.include_paths(&mount_paths)?,
             exclude_paths: self.exclude_paths()?,
             prevention: self.flag("OnAccessPrevention"),
             excluded_uids: self.excluded_uids()?,
             excluded_names: self.excluded_names()?,
-            max_file_size: self.max_file_size(),
+            max_file_size: self.size("OnAccessMaxFileSize", MAX_FILE_SIZE),
             try_timeout: Duration::from_millis(self.limited(
                 "OnAccessCurlTimeout",
                 TRY_TIMEOUT,
@@ -100,31 +104,59 @@ impl Reader<'_> {
         })
     }
 
-    fn local_socket(&self) -> Result<Located<PathBuf>, ConfigError> {
-        let Some(socket) = self.texts("LocalSocket").into_iter().next() else {
-            let tcp = self
-                .entries
-                .iter()
-                .find(|entry| matches!(entry.option.name, "TCPSocket" | "TCPAddr"));
-            return Err(match tcp {
-                Some(entry) => ConfigError::TcpOnly {
-                    at: self.located(entry, ()).place(),
+    /// The local socket if there is one, as clamonacc has it, else each TCP address.
+    fn servers(&mut self) -> Result<Vec<Located<Server>>, ConfigError> {
+        if let Some(socket) = self.texts("LocalSocket").into_iter().next() {
+            return Ok(vec![local_server(&socket)?]);
+        }
+        let port = self.numbers("TCPSocket").into_iter().next();
+        let addresses = self.texts("TCPAddr");
+        let Some(port) = port else {
+            return Err(match addresses.first() {
+                Some(address) => ConfigError::NoTcpPort {
+                    at: address.place(),
                 },
-                None => ConfigError::NoLocalSocket {
+                None => ConfigError::NoServer {
                     file: self.file.to_owned(),
                 },
             });
         };
-        let socket = absolute(&socket, "write the whole path of the socket, from / on")?;
-        if socket.value.as_os_str().len() > LONGEST_SOCKET {
-            return Err(bad(
-                &socket,
-                socket.value.as_os_str().as_bytes(),
-                "short enough for a socket",
-                "choose a path of at most 107 bytes, for clamd too",
-            ));
+        let number = match u16::try_from(port.value) {
+            Ok(number) if number > 0 => number,
+            _ => {
+                let found = port.value.to_string();
+                return Err(bad(
+                    &port,
+                    found.as_bytes(),
+                    "a TCP port",
+                    "write a number from 1 to 65535",
+                ));
+            }
+        };
+        if addresses.is_empty() {
+            return Err(ConfigError::NoTcpAddress { at: port.place() });
         }
-        Ok(socket)
+        let mut servers = Vec::new();
+        for address in &addresses {
+            let server = address.with(Server::tcp(tcp_host(address)?, number));
+            if servers
+                .iter()
+                .any(|known: &Located<Server>| known.value == server.value)
+            {
+                self.warnings.push(format!(
+                    "{server}: {} is named twice, ignored",
+                    server.value
+                ));
+            } else if servers.len() == MOST_SERVERS {
+                self.warnings.push(format!(
+                    "{server}: {} is not used; name at most {MOST_SERVERS} addresses",
+                    server.value
+                ));
+            } else {
+                servers.push(server);
+            }
+        }
+        Ok(servers)
     }
 
     /// What to watch: the include paths, and the mount paths behind them.
@@ -199,12 +231,12 @@ impl Reader<'_> {
         names.collect()
     }
 
-    fn max_file_size(&self) -> u64 {
-        let size = self.values("OnAccessMaxFileSize", |value| match value {
+    fn size(&self, name: &'static str, default: u64) -> u64 {
+        let size = self.values(name, |value| match value {
             Value::Size(size) => Some(*size),
             _ => None,
         });
-        size.first().map_or(MAX_FILE_SIZE, |size| size.value)
+        size.first().map_or(default, |size| size.value)
     }
 
     fn retries(&mut self) -> u32 {
@@ -344,6 +376,39 @@ fn absolute(
     } else {
         let found = path.value.as_bytes();
         Err(bad(path, found, "an absolute path", remedy))
+    }
+}
+
+fn local_server(socket: &Located<OsString>) -> Result<Located<Server>, ConfigError> {
+    let socket = absolute(socket, "write the whole path of the socket, from / on")?;
+    if socket.value.as_os_str().len() > LONGEST_SOCKET {
+        return Err(bad(
+            &socket,
+            socket.value.as_os_str().as_bytes(),
+            "short enough for a socket",
+            "choose a path of at most 107 bytes, for clamd too",
+        ));
+    }
+    let server = Server::unix(socket.value.clone());
+    Ok(socket.with(server))
+}
+
+/// clamd listens on an address, and may listen on all; we need one to call.
+fn tcp_host(address: &Located<OsString>) -> Result<Host, ConfigError> {
+    let host = address.value.to_str().and_then(|text| text.parse().ok());
+    let callable = match &host {
+        None => false,
+        Some(Host::Ip(ip)) => !ip.is_unspecified() && !ip.is_multicast(),
+        Some(Host::Name(name)) => !name.eq_ignore_ascii_case("any"),
+    };
+    match host {
+        Some(host) if callable => Ok(host),
+        _ => Err(bad(
+            address,
+            address.value.as_bytes(),
+            "an address that can be called",
+            "write the IP address or the name of the machine that clamd runs on, for this one 127.0.0.1",
+        )),
     }
 }
 

@@ -6,6 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use proptest::prelude::*;
 
 use super::*;
+use crate::config::servers::Server;
 
 /// The least that makes a valid file: two lines.
 const BASE: &str = "LocalSocket /run/clamd.ctl\nOnAccessIncludePath /home\n";
@@ -39,7 +40,10 @@ fn defaults() {
     assert_eq!(
         settings,
         Settings {
-            local_socket: located("/run/clamd.ctl", 1, "LocalSocket"),
+            servers: vec![
+                located("", 1, "LocalSocket").with(Server::unix("/run/clamd.ctl".into()))
+            ],
+            stream_max_length: 100 << 20,
             include_paths: vec![located("/home", 2, "OnAccessIncludePath")],
             exclude_paths: vec![],
             prevention: false,
@@ -59,7 +63,7 @@ fn defaults() {
             warnings: vec![],
         }
     );
-    assert_eq!(settings.local_socket.to_string(), "f:1: LocalSocket");
+    assert_eq!(settings.servers[0].to_string(), "f:1: LocalSocket");
 }
 
 #[test]
@@ -108,20 +112,79 @@ fn the_bound_counts_every_try() {
 }
 
 #[test]
-fn without_a_socket_nothing_goes() {
-    assert_eq!(
-        read("OnAccessIncludePath /home").unwrap_err().to_string(),
-        "f: LocalSocket: the option is missing; set it to clamd's socket, for example LocalSocket /run/clamav/clamd.ctl"
-    );
-    for tcp in ["TCPSocket 3310\nTCPAddr ::1", "TCPAddr localhost"] {
+fn without_a_server_nothing_goes() {
+    for (tcp, wanted) in [
+        (
+            "",
+            "f: LocalSocket: the option is missing; set it to clamd's socket",
+        ),
+        (
+            "TCPAddr localhost",
+            "f:2: TCPAddr: TCPSocket is missing; set it to clamd's port",
+        ),
+        (
+            "TCPSocket 3310",
+            "f:2: TCPSocket: TCPAddr is missing, and onacc cannot call",
+        ),
+        (
+            "TCPSocket 3310\nTCPAddr any",
+            "f:3: TCPAddr: 'any' is not an address that can be called; write",
+        ),
+        (
+            "TCPAddr 0.0.0.0\nTCPSocket 3310",
+            "f:2: TCPAddr: '0.0.0.0' is not an address that can be called",
+        ),
+        (
+            "TCPAddr a b\nTCPSocket 3310",
+            "f:2: TCPAddr: 'a b' is not an address that can be called",
+        ),
+        (
+            "TCPSocket 65536\nTCPAddr ::1",
+            "f:2: TCPSocket: '65536' is not a TCP port; write a number from 1 to 65535",
+        ),
+        (
+            "TCPAddr ::1\nTCPSocket 0",
+            "f:3: TCPSocket: '0' is not a TCP port",
+        ),
+    ] {
         let message = read(&format!("OnAccessIncludePath /home\n{tcp}"))
             .unwrap_err()
             .to_string();
-        assert!(message.starts_with("f:2: TCP"), "{message}");
-        assert!(message.contains("over LocalSocket only, not over TCP; add a LocalSocket line"));
+        assert!(message.starts_with(wanted), "{message}");
     }
+}
+
+#[test]
+fn tcp_addresses_are_servers_unless_there_is_a_socket() {
+    let tcp =
+        "TCPAddr 127.0.0.1\nTCPSocket 3310\nTCPAddr ::1\nTCPAddr av.example.org\nTCPAddr ::1\n";
     // With both, the local socket is used, as clamonacc does.
-    assert_eq!(with("TCPSocket 3310").warnings, [""; 0]);
+    assert_eq!(with(tcp).servers, with("").servers);
+    assert_eq!(with(tcp).warnings, [""; 0]);
+    let settings = read(&format!("OnAccessIncludePath /home\n{tcp}")).unwrap();
+    let servers: Vec<Server> = ["127.0.0.1", "::1", "av.example.org"]
+        .map(|host| Server::tcp(host.parse().unwrap(), 3310))
+        .into();
+    let values: Vec<Server> = settings.servers.iter().map(|l| l.value.clone()).collect();
+    assert_eq!(values, servers);
+    assert_eq!(settings.servers[1].to_string(), "f:4: TCPAddr");
+    assert_eq!(
+        settings.warnings,
+        ["f:6: TCPAddr: [::1]:3310 is named twice, ignored"]
+    );
+    let many: String = (1..=17).map(|n| format!("TCPAddr 10.0.0.{n}\n")).collect();
+    let settings = read(&format!("{many}TCPSocket 1\nOnAccessIncludePath /home")).unwrap();
+    assert_eq!(settings.servers.len(), 16);
+    assert_eq!(
+        settings.warnings,
+        ["f:17: TCPAddr: 10.0.0.17:1 is not used; name at most 16 addresses"]
+    );
+}
+
+#[test]
+fn the_limit_of_streams_is_clamds() {
+    assert_eq!(with("StreamMaxLength 3M").stream_max_length, 3 << 20);
+    assert!(with("StreamMaxLength 0").stream_max_length > u64::MAX / 4);
 }
 
 #[test]
@@ -306,7 +369,7 @@ fn files_are_loaded() {
     let file = directory.path().join("clamd.conf");
     std::fs::write(&file, BASE).unwrap();
     let settings = Settings::load(&file).unwrap();
-    assert_eq!(settings.local_socket.file, file);
+    assert_eq!(settings.servers[0].file, file);
 
     let missing = directory.path().join("missing");
     let message = Settings::load(&missing).unwrap_err().to_string();
