@@ -172,8 +172,9 @@ fn tcp_addresses_are_servers_unless_there_is_a_socket() {
         settings.warnings,
         ["f:6: TCPAddr: [::1]:3310 is named twice, ignored"]
     );
-    let many: String = (1..=17).map(|n| format!("TCPAddr 10.0.0.{n}\n")).collect();
-    let settings = read(&format!("{many}TCPSocket 1\nOnAccessIncludePath /home")).unwrap();
+    let many: Vec<String> = (1..=17).map(|n| format!("TCPAddr 10.0.0.{n}")).collect();
+    let many = many.join("\n");
+    let settings = read(&format!("{many}\nTCPSocket 1\nOnAccessIncludePath /home")).unwrap();
     assert_eq!(settings.servers.len(), 16);
     assert_eq!(
         settings.warnings,
