@@ -96,7 +96,12 @@ fn a_bare_debian_gets_everything_once() {
             "e2fsprogs",
             "mount",
             "xfsprogs",
-            "btrfs-progs"
+            "btrfs-progs",
+            "qemu-system-x86",
+            "busybox-static",
+            "cpio",
+            "kmod",
+            "xz-utils"
         ]
     );
     assert_eq!(steps[1..], [Step::Linker(22), Step::Component("rustfmt")]);
