@@ -115,7 +115,7 @@ pub fn run(cli: &Cli) -> ExitCode {
 }
 
 fn try_run(cli: &Cli) -> Result<(), AgentError> {
-    let settings = Settings::load(&cli.config_file)?;
+    let settings = Settings::load(&cli.clamd_conf())?;
     let readiness = if cli.foreground {
         None
     } else {
@@ -131,6 +131,12 @@ fn try_run(cli: &Cli) -> Result<(), AgentError> {
     let logger = Logger::start(targets, cli.verbose, Arc::clone(&counters))?;
     if let Err(error) = urgent {
         tracing::debug!("onacc: {error}; openers may wait longer on a busy machine");
+    }
+    for flag in &cli.ignored {
+        tracing::warn!("Ignoring unsupported option {flag}");
+    }
+    for flag in cli.not_yet() {
+        tracing::warn!("onacc: {flag}: this version does not act on it yet");
     }
     for warning in &settings.warnings {
         tracing::warn!("{warning}");
@@ -188,13 +194,17 @@ impl Agent {
         })?;
         let features = group.probe_features()?;
         tiers::say_fanotify(features);
-        let plane = tiers::load_filter_plane(cli.bpf)?;
+        let plane = tiers::load_filter_plane(cli.bpf.unwrap_or_default())?;
         let filter_counters = plane.as_ref().map(|plane| Arc::clone(plane.counters()));
         let table = Arc::new(MountTable::read()?);
         let stores_are_seen = plane.is_some() && features.evictable_marks;
         let paths = RealPaths::of(&settings, &table, Tell::Yes)?;
         let policy = Arc::new(first_policy(&settings, (&paths, &table), stores_are_seen));
-        let kind = Kind::choose(cli.coverage, settings.disable_ddd, features);
+        let kind = Kind::choose(
+            cli.coverage.unwrap_or_default(),
+            settings.disable_ddd,
+            features,
+        );
         let prescans = Mailbox::new()?;
         let jobs = Mailbox::new()?;
         let keeper_messages = Mailbox::new()?;

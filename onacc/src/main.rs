@@ -1,10 +1,12 @@
-//! The `onacc` binary: reads the command line and starts the agent.
+//! The `onacc` binary: reads the command line and does what it says.
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
-use onacc::commands::cli::Cli;
+use onacc::commands::{self, cli::Cli};
 
 fn main() -> ExitCode {
-    onacc::agent::run(&Cli::parse())
+    match Cli::read(std::env::args_os()) {
+        Ok(cli) => commands::run(&cli),
+        Err(error) => error.exit(),
+    }
 }

@@ -1,14 +1,20 @@
 //! The command line of `onacc`.
 //!
-//! Owns the flags, their help and their defaults; clamonacc's flags keep their
-//! meaning. Must not act on them, and must not check what they name: the agent
-//! does. A usage error ends the process with status 2. Tested below.
+//! Owns the flags, their help, and which of clamonacc's flags are taken without
+//! effect; clamonacc's flags keep their meaning. Must not act on them, and must
+//! not check what they name: the commands do. A usage error ends the process
+//! with status 2. Man page and shell completions are made from this too.
+//! Tested in `cli/tests.rs`.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
+use std::str::FromStr;
 
-use clap::{Parser, ValueEnum};
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
+use super::foreign;
 use crate::config::DEFAULT_FILE;
+pub use crate::config::modes::{BpfMode, CoverageMode};
 
 /// What stands below the list of options.
 const AFTER_HELP: &str = "\
@@ -17,13 +23,21 @@ Examples:
           Watch what /etc/clamav/clamd.conf names, and print what is found.
   onacc --config-file=/etc/onacc/clamd.conf --log=/var/log/clamav/onacc.log
           Run in the background with another configuration, and keep a log.
+  onacc config check
+          Say everything that is wrong with the configuration.
+
+Files:
+  /etc/clamav/clamd.conf  The configuration of clamd and clamonacc.
+  /etc/onacc/onacc.toml   Settings of onacc's own. What stands there goes before
+                          clamd.conf; the command line goes before both.
 
 Signals:
   TERM, INT  Let every waiting program go on, then stop.
   USR1       Print the counters to the log.
 
 Exit status: 0 after a stop by signal, 2 when the command line or the
-configuration cannot be used or the agent cannot start.";
+configuration cannot be used or the agent cannot start, 3 when the log cannot
+be opened, 21 when clamd has not answered a --ping or --wait.";
 
 /// Scans files with ClamAV when they are opened.
 ///
@@ -32,200 +46,261 @@ configuration cannot be used or the agent cannot start.";
 /// the open waits for the verdict, and is denied if the file is infected. onacc
 /// takes the place of clamonacc: same clamd, same clamd.conf, same flags. It
 /// must run as root.
-#[derive(Clone, Debug, PartialEq, Eq, Parser)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Parser)]
 #[expect(
     clippy::doc_markdown,
     reason = "the help names the options of clamd.conf as they are written there"
 )]
-#[command(name = "onacc", version, after_help = AFTER_HELP)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a flag of clamonacc's; they do not form states"
+)]
+#[command(
+    name = "onacc",
+    disable_version_flag = true,
+    infer_long_args = true,
+    after_help = AFTER_HELP
+)]
 pub struct Cli {
+    /// What to do instead of protecting
+    #[command(subcommand)]
+    pub command: Option<Command>,
+
     /// Stay in the foreground, and log to the standard output
-    #[arg(short = 'F', long)]
+    #[arg(short = 'F', long, overrides_with = "foreground")]
     pub foreground: bool,
 
-    /// Read the configuration from FILE
-    #[arg(short, long, value_name = "FILE", default_value = DEFAULT_FILE)]
-    pub config_file: PathBuf,
+    /// Read clamd's configuration from FILE
+    ///
+    /// Read the configuration of clamd from FILE, not from
+    /// /etc/clamav/clamd.conf.
+    #[arg(short, long, value_name = "FILE", global = true)]
+    pub config_file: Option<PathBuf>,
+
+    /// Read onacc's own settings from FILE
+    ///
+    /// Read onacc's own settings from FILE, not from /etc/onacc/onacc.toml.
+    #[arg(long, value_name = "FILE", global = true)]
+    pub settings: Option<PathBuf>,
 
     /// Append the log to FILE
     #[arg(short, long, value_name = "FILE")]
     pub log: Option<PathBuf>,
 
     /// Log more: what is watched, and each verdict
-    #[arg(short, long)]
+    #[arg(short, long, overrides_with = "verbose")]
     pub verbose: bool,
 
+    /// Watch also the directories that FILE names, one a line
+    #[arg(short = 'W', long, value_name = "FILE")]
+    pub watch_list: Option<PathBuf>,
+
+    /// Leave out also the directories that FILE names, one a line
+    #[arg(short, long, value_name = "FILE")]
+    pub exclude_list: Option<PathBuf>,
+
+    /// Ask clamd for a sign of life, up to A times, every I seconds
+    ///
+    /// Ask clamd for a sign of life, up to A times, I seconds apart (1 if not
+    /// given), and end: with status 0 and PONG, or with status 21. With --wait
+    /// it says how long to wait.
+    #[arg(short, long, value_name = "A[:I]")]
+    pub ping: Option<Ping>,
+
+    /// Wait for clamd before protecting: 30 seconds, or as --ping says
+    #[arg(short, long, overrides_with = "wait")]
+    pub wait: bool,
+
+    /// Remove infected files
+    ///
+    /// Remove infected files. Once removed, a file that was no malware cannot
+    /// be had back: think of --move.
+    #[arg(long, group = "action", overrides_with = "remove")]
+    pub remove: bool,
+
+    /// Move infected files into DIRECTORY
+    #[arg(long = "move", value_name = "DIRECTORY", group = "action")]
+    pub move_to: Option<PathBuf>,
+
+    /// Copy infected files into DIRECTORY
+    #[arg(long = "copy", value_name = "DIRECTORY", group = "action")]
+    pub copy_to: Option<PathBuf>,
+
+    /// Name every match in a file, not the first alone
+    #[arg(short = 'z', long, overrides_with = "allmatch")]
+    pub allmatch: bool,
+
     /// Hand clamd the open file itself; accepted for clamonacc's sake, onacc
-    /// always does
-    #[arg(long)]
+    /// does so wherever clamd is on this machine
+    #[arg(long, overrides_with = "fdpass")]
     pub fdpass: bool,
 
-    /// How to use eBPF
-    #[arg(long, value_name = "MODE", value_enum, default_value_t)]
-    pub bpf: BpfMode,
+    /// Send clamd the content of files, on a local socket too
+    #[arg(long, overrides_with = "stream")]
+    pub stream: bool,
 
-    /// What carries the marks
-    #[arg(long, value_name = "KIND", value_enum, default_value_t)]
-    pub coverage: CoverageMode,
+    /// How to use eBPF [default: auto]
+    #[arg(long, value_name = "MODE", value_enum)]
+    pub bpf: Option<BpfMode>,
+
+    /// What carries the marks [default: auto]
+    #[arg(long, value_name = "KIND", value_enum)]
+    pub coverage: Option<CoverageMode>,
+
+    /// Print the versions of onacc and of clamd
+    #[arg(short = 'V', long, overrides_with = "version")]
+    pub version: bool,
+
+    /// Flags that clamonacc hides, and that never had an effect there.
+    #[command(flatten)]
+    pub hidden: Hidden,
+
+    /// Flags of clamscan that were given: taken, without effect, with a
+    /// warning, as clamonacc does. As clamonacc shows them.
+    #[arg(skip)]
+    pub ignored: Vec<String>,
 }
 
-/// What carries the marks.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum CoverageMode {
-    /// "filesystem" where the kernel has what it needs (6.0), else "directory";
-    /// "listed" with `OnAccessDisableDDD`
-    #[default]
-    Auto,
-    /// One mark on each filesystem: no walk at start, no limit of inotify, sees
-    /// every mount namespace
-    Filesystem,
-    /// A mark on each directory, kept up with inotify as directories come and go
-    Directory,
-    /// The named directories alone, without those below them
-    Listed,
-    /// One mark on each mount that holds a named path; blind to other mounts of
-    /// the same filesystem
-    Mount,
+/// What clamonacc accepts without showing or using it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Args)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a flag of clamonacc's; they do not form states"
+)]
+pub struct Hidden {
+    /// Accepted, without effect: clamd scans many files at a time anyway
+    #[arg(short, long, hide = true, overrides_with = "multiscan")]
+    pub multiscan: bool,
+    /// Accepted, without effect: clean files are never reported
+    #[arg(short, long, hide = true, overrides_with = "infected")]
+    pub infected: bool,
+    /// Accepted, without effect
+    #[arg(long, hide = true, overrides_with = "quiet")]
+    pub quiet: bool,
+    /// Accepted, without effect
+    #[arg(long, hide = true, overrides_with = "stdout")]
+    pub stdout: bool,
+    /// Accepted, without effect
+    #[arg(long, hide = true, overrides_with = "fips_limits")]
+    pub fips_limits: bool,
 }
 
-/// How eBPF is used.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum BpfMode {
-    /// Use what the kernel allows, and do without the rest
-    #[default]
-    Auto,
-    /// Use no eBPF. No kernel marks are then kept for files that could be
-    /// mapped for writing, so that these are looked at more often
-    Off,
-    /// Do not start if the kernel refuses eBPF
-    Require,
+/// What `onacc` does instead of protecting. Each command has a file of its own
+/// in `commands/`.
+#[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
+pub enum Command {
+    /// Check, show and migrate the configuration
+    Config {
+        /// Which of these.
+        #[command(subcommand)]
+        action: ConfigCommand,
+    },
+}
+
+/// What can be done with the configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
+pub enum ConfigCommand {
+    /// Say everything that is wrong, with file, line and column
+    ///
+    /// Reads the configuration as the agent would, without starting it, and
+    /// says everything that is wrong or odd with file, line and column. Status
+    /// 0: the agent would take it.
+    Check,
+}
+
+/// How often and how fast clamd is asked for a sign of life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ping {
+    /// How often at most. At least 1.
+    pub attempts: u32,
+    /// The time between, in seconds.
+    pub interval: u32,
+}
+
+/// Not of the form A[:I].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "write the number of attempts and, if wanted, a colon and the seconds between them, for example 30:1"
+)]
+pub struct NoPing;
+
+impl Default for Ping {
+    /// What clamonacc takes where it is told nothing.
+    fn default() -> Self {
+        Self {
+            attempts: 31,
+            interval: 1,
+        }
+    }
+}
+
+impl FromStr for Ping {
+    type Err = NoPing;
+
+    fn from_str(text: &str) -> Result<Self, NoPing> {
+        let (attempts, interval) = match text.split_once(':') {
+            Some((attempts, interval)) => (attempts, Some(interval)),
+            None => (text, None),
+        };
+        let number = |text: &str| {
+            let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+            text.parse().ok().filter(|_| digits).ok_or(NoPing)
+        };
+        let ping = Self {
+            attempts: number(attempts)?,
+            interval: interval.map_or(Ok(Self::default().interval), number)?,
+        };
+        if ping.attempts == 0 {
+            Err(NoPing)
+        } else {
+            Ok(ping)
+        }
+    }
+}
+
+impl Cli {
+    /// Reads the command line as clamonacc would: `--flag=yes` is `--flag`, long
+    /// names may be cut short, and clamscan's flags are taken with a warning.
+    ///
+    /// # Errors
+    /// What clap says: a usage error (status 2), or the help (status 0).
+    pub fn read<I, T>(arguments: I) -> Result<Self, clap::Error>
+    where
+        I: IntoIterator<Item = T>,
+        T: Into<OsString>,
+    {
+        let arguments = foreign::spell_out(arguments.into_iter().map(Into::into));
+        let matches = foreign::add_to(Self::command()).try_get_matches_from(arguments)?;
+        let mut cli = Self::from_arg_matches(&matches)?;
+        cli.ignored = foreign::given(&matches);
+        Ok(cli)
+    }
+
+    /// Flags that were given and that this version does not act on.
+    // Whoever makes one work takes its line out.
+    pub fn not_yet(&self) -> Vec<&'static str> {
+        let flags = [
+            ("--settings", self.settings.is_some()),
+            ("--watch-list", self.watch_list.is_some()),
+            ("--exclude-list", self.exclude_list.is_some()),
+            ("--ping", self.ping.is_some()),
+            ("--wait", self.wait),
+            ("--remove", self.remove),
+            ("--move", self.move_to.is_some()),
+            ("--copy", self.copy_to.is_some()),
+            ("--allmatch", self.allmatch),
+            ("--stream", self.stream),
+        ];
+        let given = flags.iter().filter(|(_, given)| *given);
+        given.map(|(name, _)| *name).collect()
+    }
+
+    /// The clamd.conf that is read.
+    pub fn clamd_conf(&self) -> PathBuf {
+        let file = self.config_file.clone();
+        file.unwrap_or_else(|| DEFAULT_FILE.into())
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::path::Path;
-
-    use clap::CommandFactory;
-    use clap::error::ErrorKind;
-
-    use super::*;
-
-    fn parse(arguments: &[&str]) -> Result<Cli, clap::Error> {
-        Cli::try_parse_from([&["onacc"], arguments].concat())
-    }
-
-    #[test]
-    fn the_definition_is_sound() {
-        Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn no_flag_is_needed() {
-        let wanted = Cli {
-            foreground: false,
-            config_file: "/etc/clamav/clamd.conf".into(),
-            log: None,
-            verbose: false,
-            fdpass: false,
-            bpf: BpfMode::Auto,
-            coverage: CoverageMode::Auto,
-        };
-        assert_eq!(parse(&[]).unwrap(), wanted);
-    }
-
-    #[test]
-    fn short_and_long_flags_mean_the_same() {
-        let wanted = Cli {
-            foreground: true,
-            config_file: "/c".into(),
-            log: Some("/l".into()),
-            verbose: true,
-            fdpass: true,
-            bpf: BpfMode::Require,
-            coverage: CoverageMode::Listed,
-        };
-        let long = [
-            "--foreground",
-            "--config-file=/c",
-            "--log=/l",
-            "--verbose",
-            "--fdpass",
-            "--bpf=require",
-            "--coverage=listed",
-        ];
-        assert_eq!(parse(&long).unwrap(), wanted);
-        let short = [
-            "-Fv",
-            "-c",
-            "/c",
-            "-l",
-            "/l",
-            "--fdpass",
-            "--bpf",
-            "require",
-            "--coverage",
-            "listed",
-        ];
-        assert_eq!(parse(&short).unwrap(), wanted);
-    }
-
-    #[test]
-    fn each_bpf_mode_has_its_word() {
-        for (word, mode) in [
-            ("auto", BpfMode::Auto),
-            ("off", BpfMode::Off),
-            ("require", BpfMode::Require),
-        ] {
-            assert_eq!(parse(&["--bpf", word]).unwrap().bpf, mode);
-        }
-    }
-
-    #[test]
-    fn paths_need_not_be_utf8() {
-        use std::ffi::OsStr;
-        use std::os::unix::ffi::OsStrExt;
-
-        let arguments = [OsStr::new("onacc"), OsStr::from_bytes(b"--log=/\xff")];
-        let cli = Cli::try_parse_from(arguments).unwrap();
-        assert_eq!(
-            cli.log.as_deref(),
-            Some(Path::new(OsStr::from_bytes(b"/\xff")))
-        );
-    }
-
-    #[test]
-    fn usage_errors_end_with_status_2() {
-        for wrong in ["--nonsense", "--bpf=maybe", "--log=", "-c", "stray"] {
-            assert_eq!(parse(&[wrong]).unwrap_err().exit_code(), 2, "{wrong}");
-        }
-    }
-
-    #[test]
-    fn help_and_version_end_with_status_0() {
-        for (flag, kind) in [
-            ("-h", ErrorKind::DisplayHelp),
-            ("--help", ErrorKind::DisplayHelp),
-            ("-V", ErrorKind::DisplayVersion),
-            ("--version", ErrorKind::DisplayVersion),
-        ] {
-            let shown = parse(&[flag]).unwrap_err();
-            assert_eq!((shown.kind(), shown.exit_code()), (kind, 0));
-        }
-    }
-
-    #[test]
-    fn the_help_tells_examples_and_signals() {
-        let help = Cli::command().render_long_help().to_string();
-        // Lines break where the terminal ends.
-        let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
-        for part in [
-            "Examples:",
-            "TERM, INT",
-            "USR1",
-            "mapped for writing",
-            "refuses eBPF",
-        ] {
-            assert!(help.contains(part), "{part}");
-        }
-    }
-}
+mod tests;

@@ -254,7 +254,7 @@ fn typed(bytes: &[u8], kind: Kind, at: &impl Fn() -> Place) -> Result<Value, Con
     }
 }
 
-fn truth(bytes: &[u8]) -> Option<bool> {
+pub(crate) fn truth(bytes: &[u8]) -> Option<bool> {
     let is_any = |words: [&[u8]; 3]| words.iter().any(|word| bytes.eq_ignore_ascii_case(word));
     if is_any([b"yes", b"true", b"1"]) {
         Some(true)

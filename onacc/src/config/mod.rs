@@ -8,6 +8,7 @@
 //!
 //! - [`options`]: which options there are.
 //! - [`clamd_conf`]: the parser, pure.
+//! - [`modes`]: choices made by a word.
 //! - [`servers`]: the clamds that are asked.
 //! - [`settings`]: defaults, limits, and what this version makes of each value.
 //! - [`names`]: user names to uids.
@@ -17,6 +18,7 @@
 
 pub mod clamd_conf;
 mod error;
+pub mod modes;
 pub mod names;
 pub mod options;
 pub mod servers;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::directories::{Directories, DirectoriesLinks, DirectoriesMessage, Reach};
 use super::mount_marks::MountMarks;
 use super::paths::RealPaths;
-use crate::commands::cli::CoverageMode;
+use crate::config::modes::CoverageMode;
 use crate::kernel::fanotify::{Group, ProbedFeatures};
 use crate::kernel::mounts::MountTable;
 use crate::kernel::wake::Mailbox;

@@ -5,7 +5,7 @@
 
 use super::keeper::MARKS;
 use super::outside::OutsideMarks;
-use crate::commands::cli::BpfMode;
+use crate::config::modes::BpfMode;
 use crate::kernel::bpf::{BpfError, FilterPlane};
 use crate::kernel::fanotify::{MoveWatch, ProbedFeatures};
 
