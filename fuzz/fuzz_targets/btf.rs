@@ -1,12 +1,2 @@
-//! BTF: never a panic, never an endless walk.
 #![no_main]
-use libfuzzer_sys::fuzz_target;
-use onacc::kernel::btf::Btf;
-
-fuzz_target!(|bytes: &[u8]| {
-    if let Ok(btf) = Btf::parse(bytes) {
-        let _ = btf.offset("inode", &["i_ctime", "tv_sec"]);
-        let _ = btf.offset("outer", &["b", "deep"]);
-        let _ = btf.offset("outer", &["x"]);
-    }
-});
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| onacc_fuzz_harness::btf(bytes));

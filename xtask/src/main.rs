@@ -6,6 +6,7 @@
 mod bench;
 mod build_ebpf;
 mod ebpf_toolchain;
+mod fuzz;
 mod run;
 mod setup;
 mod setup_plan;
@@ -50,6 +51,20 @@ enum Task {
         /// Run only tests whose name contains this
         filter: Option<String>,
     },
+    /// Fuzzes every parser of bytes from outside, under the address sanitizer
+    ///
+    /// Starts from fuzz/corpus, which holds what was found before; `cargo xtask test`
+    /// replays that without a fuzzer. What breaks a parser is left in fuzz/artifacts.
+    Fuzz {
+        /// How long each target is run
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+        /// Write the corpora anew, with what was found and without what is not needed
+        #[arg(long)]
+        minimise: bool,
+        /// Only targets whose name contains this
+        target: Option<String>,
+    },
     /// Measures onacc beside no agent and beside clamonacc, on a private clamd
     ///
     /// Prints a table and writes bench/results.json. Status 0 also when a goal is
@@ -80,6 +95,11 @@ fn main() -> ExitCode {
         Task::BuildEbpf => build_ebpf::command(),
         Task::Run { once, args } => run::command(once, &args),
         Task::Test { filter } => test::command(filter.as_deref()),
+        Task::Fuzz {
+            seconds,
+            minimise,
+            target,
+        } => fuzz::command(seconds, minimise, target.as_deref()),
         Task::Bench { short, filter } => bench::command(short, filter.as_deref()),
         Task::Vm(options) => vm::command(&options),
         Task::BenchOpener {

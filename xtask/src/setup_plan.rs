@@ -38,7 +38,7 @@ pub struct Need {
 }
 
 /// All needs that a Debian package meets.
-pub const NEEDS: [Need; 13] = [
+pub const NEEDS: [Need; 14] = [
     Need {
         level: Level::Build,
         sign: "cc",
@@ -116,6 +116,12 @@ pub const NEEDS: [Need; 13] = [
         sign: "xz",
         package: "xz-utils",
         why: "unpacks the modules of other kernels",
+    },
+    Need {
+        level: Level::Test,
+        sign: "c++",
+        package: "g++",
+        why: "builds libFuzzer for cargo xtask fuzz",
     },
 ];
 

@@ -6,9 +6,11 @@
 //! `keeper` keeps the clean marks honest, `tiers` says what the kernel grants.
 //! Must not: answer an opener.
 
+pub mod clean_marks;
 pub mod directories;
 pub mod filesystems;
 pub mod keeper;
+pub mod kernel_marks;
 pub mod kind;
 pub mod mount_marks;
 pub mod outside;

@@ -14,10 +14,12 @@ pub mod fanotify;
 pub mod file;
 pub mod handle;
 pub mod inotify;
+pub mod mailbox;
 pub mod mounts;
 pub mod process;
 pub mod procfs;
 pub mod signals;
+pub mod sync;
 pub mod wake;
 
 /// A system call failed.

@@ -1,11 +1,10 @@
-//! Waking a thread that sleeps in `poll(2)`: eventfd, poll, and mailboxes.
+//! Waking a thread that sleeps in `poll(2)`: eventfd and poll.
 //!
 //! Must not: wake a thread that is awake anyway; a wake-up is a system call and
 //! often a context switch. Tested here.
 
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -13,6 +12,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::SyscallError;
+pub use super::mailbox::Mailbox;
 
 /// An eventfd, shared: whoever has a clone can wake who polls it.
 #[derive(Clone, Debug)]
@@ -72,106 +72,6 @@ pub fn sleep<const N: usize>(
     Ok(std::array::from_fn(|at| {
         polled[at].revents().is_some_and(|got| !got.is_empty())
     }))
-}
-
-/// A queue into a thread that polls. Sending costs a short lock, and a system
-/// call only if the receiver sleeps.
-#[derive(Debug)]
-pub struct Mailbox<T> {
-    shared: Arc<Shared<T>>,
-}
-
-#[derive(Debug)]
-struct Shared<T> {
-    items: Mutex<Vec<T>>,
-    asleep: AtomicBool,
-    wake: Wake,
-}
-
-impl<T> Clone for Mailbox<T> {
-    fn clone(&self) -> Self {
-        Self {
-            shared: Arc::clone(&self.shared),
-        }
-    }
-}
-
-impl<T> Mailbox<T> {
-    /// An empty mailbox.
-    ///
-    /// # Errors
-    /// No fd left.
-    pub fn new() -> Result<Self, SyscallError> {
-        Ok(Self {
-            shared: Arc::new(Shared {
-                items: Mutex::new(Vec::new()),
-                asleep: AtomicBool::new(false),
-                wake: Wake::new()?,
-            }),
-        })
-    }
-
-    /// Puts an item in. Never waits for the receiver.
-    pub fn send(&self, item: T) {
-        self.lock().push(item);
-        // SeqCst on both sides: either the receiver sees the item before it
-        // sleeps, or this thread sees that it sleeps.
-        if self.shared.asleep.load(Ordering::SeqCst) {
-            self.wake();
-        }
-    }
-
-    /// Wakes the receiver without an item.
-    pub fn wake(&self) {
-        if self.shared.asleep.swap(false, Ordering::SeqCst) {
-            self.shared.wake.notify();
-        }
-    }
-
-    /// What wakes the receiver; also used to tell it to stop.
-    pub fn waker(&self) -> &Wake {
-        &self.shared.wake
-    }
-
-    /// Moves everything that waits into `into`.
-    pub fn drain(&self, into: &mut Vec<T>) {
-        into.append(&mut self.lock());
-    }
-
-    /// How many items wait.
-    pub fn len(&self) -> usize {
-        self.lock().len()
-    }
-
-    /// Whether nothing waits.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// The receiver is about to sleep. False: items came in meanwhile, do not.
-    pub fn begin_sleep(&self) -> bool {
-        self.shared.asleep.store(true, Ordering::SeqCst);
-        if self.is_empty() {
-            return true;
-        }
-        self.shared.asleep.store(false, Ordering::SeqCst);
-        false
-    }
-
-    /// The receiver is awake again. Call with whether the waker was readable.
-    pub fn end_sleep(&self, notified: bool) {
-        self.shared.asleep.store(false, Ordering::SeqCst);
-        if notified {
-            self.shared.wake.clear();
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Vec<T>> {
-        self.shared
-            .items
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 #[cfg(test)]

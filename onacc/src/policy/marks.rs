@@ -100,6 +100,11 @@ impl<H: Copy> MarkTable<H> {
         self.entries.remove(&key)
     }
 
+    /// Takes out the entry of this inode, whichever placing it is of.
+    pub fn take(&mut self, key: InodeKey) -> Option<Remembered<H>> {
+        self.entries.remove(&key)
+    }
+
     /// Empties the table.
     pub fn take_all(&mut self) -> Vec<(InodeKey, Remembered<H>)> {
         self.order.clear();

@@ -5,6 +5,8 @@
 //! Must not: know the scope or a verdict.
 
 mod budget;
+#[cfg(test)]
+mod budget_tests;
 pub mod event;
 mod group;
 mod marks;

@@ -1,0 +1,13 @@
+use onacc::kernel::mounts::MountTable;
+use onacc::kernel::procfs::parse_stat;
+use onacc::policy::Scope;
+
+/// Text from the kernel that holds names anyone may choose: mountinfo, stat.
+pub fn kernel_text(bytes: &[u8]) {
+    let table = MountTable::parse(bytes);
+    let scope = Scope::build(&["/a".into(), "/a/b/c".into()], &["/a/b".into()], &table);
+    for mount in table.iter() {
+        let _ = scope.side_of_opened(mount, b"/a/b/c/d");
+    }
+    let _ = parse_stat(bytes);
+}
