@@ -101,7 +101,8 @@ fn a_bare_debian_gets_everything_once() {
             "busybox-static",
             "cpio",
             "kmod",
-            "xz-utils"
+            "xz-utils",
+            "g++"
         ]
     );
     assert_eq!(steps[1..], [Step::Linker(22), Step::Component("rustfmt")]);

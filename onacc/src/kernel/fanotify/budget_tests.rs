@@ -1,6 +1,7 @@
 //! Tests of the fd budget; `models/` tries its interleavings.
 
 use super::budget::*;
+use crate::kernel::wake::Wake;
 
 #[test]
 fn never_more_than_the_limit_and_nothing_is_lost() {
