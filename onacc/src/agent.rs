@@ -4,6 +4,7 @@
 //! name service, mount table, signals. Must not: touch an event.
 
 mod house;
+mod reload;
 
 use std::collections::HashMap;
 use std::process::ExitCode;
@@ -12,6 +13,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use self::reload::House;
 use crate::commands::cli::Cli;
 use crate::config::servers::Address;
 use crate::config::{ConfigError, Settings, names};
@@ -49,6 +51,9 @@ const MOST_IN_FLIGHT: u64 = 8192;
 const LEAST_IN_FLIGHT: usize = 8;
 /// Fds that the agent needs for itself.
 const OWN_FDS: u64 = 64;
+/// Open files from which on there is room for two agents while one takes the
+/// other's place.
+const FILES_FOR_TWO: u64 = 1024;
 /// How long threads may take to end; TERM is answered within a second.
 const STOP_PATIENCE: Duration = Duration::from_millis(700);
 
@@ -82,6 +87,14 @@ pub enum AgentError {
         limit: u64,
         /// What is needed.
         least: u64,
+    },
+    /// A change that only another agent can take up, and no room for one.
+    #[error(
+        "this change needs a second agent for a moment, and RLIMIT_NOFILE allows {limit} open files only: restart onacc, and let it have {FILES_FOR_TWO} (LimitNOFILE= in the systemd unit, ulimit -n in a shell)"
+    )]
+    NoRoomForTwo {
+        /// What is allowed.
+        limit: u64,
     },
     /// No filesystem takes a mark.
     #[error(
@@ -141,8 +154,9 @@ fn try_run(cli: &Cli) -> Result<(), AgentError> {
     for warning in &settings.warnings {
         tracing::warn!("{warning}");
     }
-    let result = Agent::start(cli, settings, open_files, Arc::clone(&counters))
-        .and_then(|agent| agent.keep_house(signals, readiness));
+    let house = House::new(cli, open_files, &counters);
+    let result = Agent::start(&house, settings)
+        .and_then(|agent| agent.keep_house(house, signals, readiness));
     if let Err(error) = &result {
         tracing::debug!("onacc: ending: {error}");
     }
@@ -173,6 +187,8 @@ struct Threads {
     keeper: JoinHandle<()>,
     stop: Arc<AtomicBool>,
     ended: Ended,
+    /// Ends the watchdog.
+    unwatched: Arc<AtomicBool>,
 }
 
 impl Agent {
@@ -180,13 +196,9 @@ impl Agent {
         clippy::too_many_lines,
         reason = "the one list of all parts, in the order in which they start"
     )]
-    fn start(
-        cli: &Cli,
-        settings: Settings,
-        open_files: u64,
-        counters: Arc<Counters>,
-    ) -> Result<Self, AgentError> {
-        let in_flight = fd_budget(open_files)?;
+    fn start(house: &House<'_>, settings: Settings) -> Result<Self, AgentError> {
+        let (cli, counters) = (house.cli, Arc::clone(&house.counters));
+        let in_flight = fd_budget(house.files_each())?;
         let group = Group::new(if settings.prevention {
             GroupKind::Permission
         } else {
@@ -267,17 +279,25 @@ impl Agent {
             counters: Arc::clone(&counters),
             on_failure,
         };
+        let [_, of_service, of_keeper] = beats.clone();
         let threads = Threads {
-            keeper: process::spawn("onacc-keeper", move || keeper.run())?,
-            service: process::spawn("onacc-scan", move || service.run())?,
+            keeper: process::spawn("onacc-keeper", move || {
+                keeper.run();
+                of_keeper.rest();
+            })?,
+            service: process::spawn("onacc-scan", move || {
+                service.run();
+                of_service.rest();
+            })?,
             stop,
             ended: ended.clone(),
+            unwatched: Arc::new(AtomicBool::new(false)),
         };
         // Never joined: it may be waiting for an open of its own.
         process::spawn("onacc-prescan", move || prescanner.run())?;
         let first = (Arc::clone(&policy), beats[0].clone());
         let lanes = Lanes::start(Arc::clone(&group), links, first, ended)?;
-        spawn_watchdog(beats.to_vec())?;
+        spawn_watchdog(beats.to_vec(), Arc::clone(&threads.unwatched))?;
         let mut agent = Self {
             kind,
             coverage: match kind {
@@ -352,20 +372,37 @@ impl Agent {
         tracing::info!("onacc: protection is on: {mode}; filesystems in scope: {count}");
     }
 
+    fn stop(self) {
+        let (counters, filter) = (Arc::clone(&self.counters), self.filter_counters.clone());
+        self.end(Instant::now() + STOP_PATIENCE);
+        say_counters(&counters, filter.as_deref());
+        tracing::info!("Clamonacc: stopped");
+    }
+
+    /// Ends when another agent has taken its place: places no more marks, and
+    /// answers whoever waits first.
+    fn retire(mut self) {
+        let drained = Instant::now() + self.settings.bound() + STOP_PATIENCE;
+        std::mem::replace(&mut self.coverage, Coverage::Filesystem).stop(drained);
+        self.lanes.drain(drained);
+        self.end(drained + STOP_PATIENCE);
+    }
+
     /// Ends the threads in the order of an event's way, then closes the group,
     /// which lets go whoever still waits.
-    fn stop(self) {
-        let until = Instant::now() + STOP_PATIENCE;
+    fn end(self, until: Instant) {
         self.coverage.stop(until);
-        self.lanes.stop(until);
+        let readers_ended = self.lanes.stop(until);
         self.prescans.send(PrescanMessage::Stop);
         self.threads.stop.store(true, Ordering::Release);
         self.jobs_waker.waker().notify();
         process::wait_for(&self.threads.service, until);
         self.keeper.send(KeeperMessage::Stop);
         process::wait_for(&self.threads.keeper, until);
-        say_counters(&self.counters, self.filter_counters.as_deref());
-        tracing::info!("Clamonacc: stopped");
+        let all_ended = readers_ended
+            && self.threads.service.is_finished()
+            && self.threads.keeper.is_finished();
+        self.threads.unwatched.store(all_ended, Ordering::Release);
     }
 }
 
@@ -437,11 +474,11 @@ fn excluded_uids(settings: &Settings) -> Vec<u32> {
     uids
 }
 
-fn spawn_watchdog(beats: Vec<Heartbeat>) -> Result<(), SyscallError> {
+fn spawn_watchdog(beats: Vec<Heartbeat>, unwatched: Arc<AtomicBool>) -> Result<(), SyscallError> {
     let mut dog = Watchdog::new(beats);
-    // Never joined: it ends with the process.
+    // Never joined: it ends with the process, or soon after the agent.
     process::spawn("onacc-watchdog", move || {
-        loop {
+        while !unwatched.load(Ordering::Acquire) {
             std::thread::sleep(heartbeat::TICK);
             if let Some(name) = dog.tick() {
                 process::die(&format!(

@@ -54,12 +54,13 @@ fn answers(openings: Vec<Opening>, limit: Duration) -> Vec<Opened> {
 }
 
 #[test]
-fn a_stop_by_term_or_int_lets_all_openers_go_and_is_quick() {
+fn a_stop_by_term_int_or_quit_lets_all_openers_go_and_is_quick() {
     require_root!();
     for (signal, policy) in [
         (Signal::SIGTERM, ALLOW),
         (Signal::SIGTERM, DENY),
         (Signal::SIGINT, ALLOW),
+        (Signal::SIGQUIT, DENY),
     ] {
         let site = or_skip!(FakeSite::ext4(|_| Behaviour::never()));
         let paths = site.clean_files(32);
@@ -96,11 +97,20 @@ fn signals_that_mean_nothing_end_nothing() {
     let site = or_skip!(Site::ext4());
     let bad = site.write("bad", &infected());
     let mut agent = site.agent().start();
-    // Log rotation sends HUP to whatever writes logs.
-    for signal in [Signal::SIGHUP, Signal::SIGUSR2, Signal::SIGHUP] {
+    // TSTP is Ctrl-Z: a stopped agent would leave every opener waiting.
+    for signal in [
+        Signal::SIGUSR2,
+        Signal::SIGPIPE,
+        Signal::SIGALRM,
+        Signal::SIGTSTP,
+        Signal::SIGTTOU,
+        Signal::SIGIO,
+        Signal::SIGPWR,
+    ] {
         agent.signal(signal);
         assert_refused(&bad);
     }
+    agent.wait_for("signal 20 is of no effect", LIMIT).unwrap();
     assert!(!counters(&agent).is_empty() && agent.is_running());
 }
 

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use nix::poll::PollFlags;
 
+use super::reload::House;
 use super::{Agent, AgentError, excluded_uids, say_counters};
 use crate::coverage::filesystems::NewFilesystem;
 use crate::coverage::keeper::KeeperMessage;
@@ -87,7 +88,7 @@ impl Agent {
         }
     }
 
-    fn replace_policy(&mut self, policy: Policy) {
+    pub(super) fn replace_policy(&mut self, policy: Policy) {
         self.policy = Arc::new(policy);
         self.keeper
             .send(KeeperMessage::Policy(Arc::clone(&self.policy)));
@@ -99,6 +100,7 @@ impl Agent {
     /// The main thread's loop: signals, mounts, accounts.
     pub(super) fn keep_house(
         mut self,
+        mut house: House<'_>,
         mut signals: Signals,
         readiness: Option<Readiness>,
     ) -> Result<(), AgentError> {
@@ -112,7 +114,7 @@ impl Agent {
         let mut resolve_at = Instant::now() + RESOLVE_EVERY;
         let mut look_at = Instant::now() + LOOK_EVERY;
         loop {
-            let until = Some(look_at);
+            let until = Some(house.wake_at().map_or(look_at, |at| at.min(look_at)));
             let ended = self.threads.ended.wake.clone();
             let [signal, mounts, passwd, end] = sleep(
                 [
@@ -133,9 +135,15 @@ impl Agent {
                         Request::Counters => {
                             say_counters(&self.counters, self.filter_counters.as_deref());
                         }
-                        Request::Nothing => {}
+                        Request::Reload => house.reload_wanted = true,
+                        Request::Nothing(number) => {
+                            tracing::info!("onacc: signal {number} is of no effect");
+                        }
                     }
                 }
+            }
+            if house.may_reload() {
+                self = self.reload(&mut house);
             }
             if mounts || Instant::now() >= look_at {
                 self.follow_mounts(mounts);
@@ -185,13 +193,18 @@ impl Agent {
         }
         self.learn_filesystems(&table);
         self.coverage.follow(&self.policy, &paths, &table);
-        self.filesystems.let_go(&scope, &table);
+        self.let_go(&table);
+    }
+
+    /// Takes marks off what is out of scope now.
+    pub(super) fn let_go(&mut self, table: &MountTable) {
+        self.filesystems.let_go(&self.policy.scope, table);
         let filesystems = &self.filesystems;
         self.lanes.let_go(|dev| filesystems.is_marked(dev));
     }
 
     /// Users get other uids.
-    fn follow_accounts(&mut self) {
+    pub(super) fn follow_accounts(&mut self) {
         let uids = excluded_uids(&self.settings);
         if uids != self.policy.excluded_uids {
             tracing::info!("onacc: excluded uids are now {uids:?}");

@@ -32,7 +32,8 @@ Files:
                           clamd.conf; the command line goes before both.
 
 Signals:
-  TERM, INT  Let every waiting program go on, then stop.
+  TERM, INT  Let every waiting program go on, then stop. QUIT does the same.
+  HUP        Read the settings again, without a gap in protection.
   USR1       Print the counters to the log.
 
 Exit status: 0 after a stop by signal, 2 when the command line or the

@@ -12,7 +12,7 @@
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::reader::{Control, Reader, ReaderLinks, ReaderOwn};
 use crate::kernel::fanotify::{Group, GroupKind, InitError};
@@ -144,6 +144,7 @@ impl Lanes {
             heartbeat,
             proc: Proc::open()?,
         };
+        let at_rest = own.heartbeat.clone();
         let reader = Reader::new(self.links.clone(), own, Arc::clone(&self.policy));
         let ended = self.ended.clone();
         let thread = process::spawn("onacc-reader", move || {
@@ -151,6 +152,7 @@ impl Lanes {
                 let _first_one_counts = ended.reason.set(error.to_string());
                 ended.wake.notify();
             }
+            at_rest.rest();
         })?;
         self.all.push(Lane {
             id,
@@ -202,8 +204,25 @@ impl Lanes {
         }
     }
 
-    /// Tells all readers to end, and waits for them until then.
-    pub fn stop(self, until: Instant) {
+    /// Takes all marks away, and waits until then for everybody to be answered
+    /// who waits already.
+    pub fn drain(&self, until: Instant) {
+        for lane in &self.all {
+            if let Err(error) = lane.group.flush_all_marks() {
+                tracing::warn!("onacc: marks stay until a reader has ended: {error}");
+            }
+        }
+        // In this order: what has left a queue has a place in the budget.
+        let is_idle = || {
+            self.all.iter().all(|lane| lane.group.queued() == 0) && self.links.budget.is_unused()
+        };
+        while !is_idle() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Tells all readers to end, and waits for them until then. Whether they have.
+    pub fn stop(self, until: Instant) -> bool {
         for lane in &self.all {
             lane.control.send(Control::Stop);
             lane.control.waker().notify();
@@ -211,6 +230,7 @@ impl Lanes {
         for lane in &self.all {
             process::wait_for(&lane.thread, until);
         }
+        self.all.iter().all(|lane| lane.thread.is_finished())
     }
 }
 

@@ -16,6 +16,8 @@ const MAX_THREADS: usize = 128;
 /// Thread ids of the agent. Filled before the first mark is placed, read by the
 /// reader for each event: an own open must never wait for an answer.
 static OWN_THREADS: [AtomicI32; MAX_THREADS] = [const { AtomicI32::new(0) }; MAX_THREADS];
+/// A place in the list whose thread has ended; 0 is one that was never used.
+const ENDED: i32 = -1;
 
 /// Enters the calling thread into the list of own threads.
 ///
@@ -23,18 +25,28 @@ static OWN_THREADS: [AtomicI32; MAX_THREADS] = [const { AtomicI32::new(0) }; MAX
 /// If there are more than 128.
 pub fn register_thread() {
     let tid = nix::unistd::gettid().as_raw();
-    let entered = OWN_THREADS.iter().any(|slot| {
-        slot.load(Ordering::Relaxed) == tid
-            || slot
-                .compare_exchange(0, tid, Ordering::AcqRel, Ordering::Relaxed)
-                .is_ok()
-    });
+    let take = |slot: &AtomicI32, free| {
+        slot.compare_exchange(free, tid, Ordering::AcqRel, Ordering::Relaxed)
+            .is_ok()
+    };
+    let entered = OWN_THREADS
+        .iter()
+        .any(|slot| slot.load(Ordering::Relaxed) == tid || take(slot, ENDED) || take(slot, 0));
     assert!(entered, "more threads than the list of own threads holds");
+}
+
+/// Takes the calling thread out of the list before it ends: the kernel gives its
+/// number to others.
+fn forget_thread() {
+    let tid = nix::unistd::gettid().as_raw();
+    for slot in &OWN_THREADS {
+        let _others_stay = slot.compare_exchange(tid, ENDED, Ordering::AcqRel, Ordering::Relaxed);
+    }
 }
 
 /// Whether a thread is one of ours. No system call.
 pub fn is_own_thread(tid: i32) -> bool {
-    tid != 0
+    tid > 0
         && OWN_THREADS
             .iter()
             .map(|slot| slot.load(Ordering::Acquire))
@@ -54,7 +66,9 @@ pub fn spawn<T: Send + 'static>(
         .name(name.to_owned())
         .spawn(move || {
             register_thread();
-            body()
+            let result = body();
+            forget_thread();
+            result
         })
         .map_err(|source| SyscallError {
             call: "clone (a new thread)",
@@ -143,11 +157,20 @@ mod tests {
 
     #[test]
     fn a_spawned_thread_is_own_and_another_is_not() {
-        let own = spawn("test", || nix::unistd::gettid().as_raw())
-            .unwrap()
-            .join()
-            .unwrap();
-        assert!(is_own_thread(own));
-        assert!(!is_own_thread(0) && !is_own_thread(1));
+        let own = || {
+            let tid = nix::unistd::gettid().as_raw();
+            (tid, is_own_thread(tid))
+        };
+        let (tid, known) = spawn("test", own).unwrap().join().unwrap();
+        assert!(known);
+        assert!(
+            !is_own_thread(tid),
+            "it has ended; its number may be another's"
+        );
+        assert!(!is_own_thread(0) && !is_own_thread(1) && !is_own_thread(-1));
+        // Places are used again.
+        for _ in 0..3 * MAX_THREADS {
+            assert!(spawn("test", own).unwrap().join().unwrap().1);
+        }
     }
 }

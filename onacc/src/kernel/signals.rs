@@ -9,15 +9,40 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use super::SyscallError;
 
+/// What would end or stop the process unasked. A Ctrl-Z in particular would
+/// leave every opener waiting. PIPE is ignored by Rust's start-up code; what a
+/// fault raises stays deadly.
+const BLOCKED: [Signal; 17] = [
+    Signal::SIGTERM,
+    Signal::SIGINT,
+    Signal::SIGQUIT,
+    Signal::SIGHUP,
+    Signal::SIGUSR1,
+    Signal::SIGUSR2,
+    Signal::SIGALRM,
+    Signal::SIGVTALRM,
+    Signal::SIGPROF,
+    Signal::SIGIO,
+    Signal::SIGPWR,
+    Signal::SIGSTKFLT,
+    Signal::SIGXCPU,
+    Signal::SIGXFSZ,
+    Signal::SIGTSTP,
+    Signal::SIGTTIN,
+    Signal::SIGTTOU,
+];
+
 /// What a signal asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Request {
-    /// TERM or INT.
+    /// TERM, INT or QUIT.
     Stop,
     /// USR1.
     Counters,
-    /// HUP, USR2: of no effect in this version.
-    Nothing,
+    /// HUP.
+    Reload,
+    /// Any other: it would end the process, or stop it with openers waiting.
+    Nothing(i32),
 }
 
 /// The blocked signals.
@@ -30,16 +55,7 @@ impl Signals {
     /// # Errors
     /// No fd left.
     pub fn block() -> Result<Self, SyscallError> {
-        let mut set = SigSet::empty();
-        for signal in [
-            Signal::SIGTERM,
-            Signal::SIGINT,
-            Signal::SIGUSR1,
-            Signal::SIGUSR2,
-            Signal::SIGHUP,
-        ] {
-            set.add(signal);
-        }
+        let set: SigSet = BLOCKED.into_iter().collect();
         set.thread_block()
             .map_err(|errno| SyscallError::from_errno("sigprocmask", errno))?;
         SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
@@ -52,9 +68,10 @@ impl Signals {
         let info = self.0.read_signal().ok().flatten()?;
         let number = i32::try_from(info.ssi_signo).ok()?;
         Some(match Signal::try_from(number) {
-            Ok(Signal::SIGTERM | Signal::SIGINT) => Request::Stop,
+            Ok(Signal::SIGTERM | Signal::SIGINT | Signal::SIGQUIT) => Request::Stop,
             Ok(Signal::SIGUSR1) => Request::Counters,
-            _ => Request::Nothing,
+            Ok(Signal::SIGHUP) => Request::Reload,
+            _ => Request::Nothing(number),
         })
     }
 }

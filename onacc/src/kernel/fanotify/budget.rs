@@ -33,6 +33,11 @@ impl FdBudget {
         self.limit.saturating_sub(self.used.load(Ordering::SeqCst))
     }
 
+    /// Whether nothing is in flight, nor about to be read.
+    pub fn is_unused(&self) -> bool {
+        self.used.load(Ordering::SeqCst) == 0
+    }
+
     /// Whether less than half of the budget is in use: enough for what nobody
     /// waits for.
     pub fn is_ample(&self) -> bool {

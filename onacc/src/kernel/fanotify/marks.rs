@@ -207,6 +207,19 @@ impl Group {
         mark(self, libc::FAN_MARK_FLUSH, 0, At::Nothing)
     }
 
+    /// Takes all marks away: no further open becomes an event. Those that are
+    /// events already stay so.
+    ///
+    /// # Errors
+    /// A failed `fanotify_mark`.
+    pub fn flush_all_marks(&self) -> Result<(), SyscallError> {
+        // Inode marks last: some of them keep events away.
+        for kind in [libc::FAN_MARK_FILESYSTEM, libc::FAN_MARK_MOUNT, 0] {
+            mark(self, libc::FAN_MARK_FLUSH | kind, 0, At::Nothing)?;
+        }
+        Ok(())
+    }
+
     /// Finds out what the running kernel can do, on a memfd of our own.
     ///
     /// # Errors

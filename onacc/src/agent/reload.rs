@@ -1,0 +1,217 @@
+//! HUP: the settings again, without a gap in protection.
+//!
+//! What the policy holds (scope, exclusions, size limit) is replaced in place.
+//! For all else a second agent starts beside the first, which ends when the
+//! second one's marks stand: an open is always an event of one of them. Wrong
+//! settings change nothing. Must not: wait for the agent that ends, its openers
+//! may take their whole bound. Tested by `tests/tests/reload.rs`.
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::{Agent, AgentError, FILES_FOR_TWO};
+use crate::commands::cli::Cli;
+use crate::config::{Located, Settings};
+use crate::coverage::paths::{RealPaths, Tell};
+use crate::kernel::mounts::MountTable;
+use crate::kernel::process;
+use crate::observe::counters::Counters;
+use crate::policy::Policy;
+
+/// How often it is looked whether the former agent has ended.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
+/// What outlives an agent that is replaced by another.
+pub(super) struct House<'a> {
+    pub(super) cli: &'a Cli,
+    pub(super) counters: Arc<Counters>,
+    /// `RLIMIT_NOFILE`.
+    open_files: u64,
+    /// The agent that has been replaced.
+    retiring: Option<JoinHandle<()>>,
+    /// HUP has come.
+    pub(super) reload_wanted: bool,
+}
+
+impl<'a> House<'a> {
+    pub(super) fn new(cli: &'a Cli, open_files: u64, counters: &Arc<Counters>) -> Self {
+        Self {
+            cli,
+            counters: Arc::clone(counters),
+            open_files,
+            retiring: None,
+            reload_wanted: false,
+        }
+    }
+
+    /// How many files one agent may open: there may be two for a while.
+    pub(super) fn files_each(&self) -> u64 {
+        if self.has_room_for_two() {
+            self.open_files / 2
+        } else {
+            self.open_files
+        }
+    }
+
+    fn has_room_for_two(&self) -> bool {
+        self.open_files >= FILES_FOR_TWO
+    }
+
+    /// Whether to reload now: wanted, and not while an agent still ends. Many
+    /// HUPs meanwhile come to one.
+    pub(super) fn may_reload(&mut self) -> bool {
+        if self.retiring.as_ref().is_some_and(JoinHandle::is_finished) {
+            self.retiring = None;
+        }
+        self.reload_wanted && self.retiring.is_none()
+    }
+
+    /// When to look again.
+    pub(super) fn wake_at(&self) -> Option<Instant> {
+        (self.reload_wanted && self.retiring.is_some()).then(|| Instant::now() + LOOK_AGAIN)
+    }
+}
+
+impl Agent {
+    /// Takes up the settings as they are now. The agent that goes on.
+    pub(super) fn reload(mut self, house: &mut House<'_>) -> Self {
+        house.reload_wanted = false;
+        match self.try_reload(house) {
+            Ok(None) => {
+                tracing::info!("onacc: settings reloaded");
+                self
+            }
+            Ok(Some(new)) => {
+                let old = std::mem::replace(&mut self, *new);
+                match process::spawn("onacc-retire", move || old.retire()) {
+                    Ok(thread) => house.retiring = Some(thread),
+                    // The closure is dropped, and with it the group: the kernel
+                    // lets go whoever waits.
+                    Err(error) => tracing::error!("onacc: {error}"),
+                }
+                tracing::info!("onacc: settings reloaded");
+                self
+            }
+            Err(error) => {
+                tracing::error!(
+                    "onacc: settings not reloaded, the old ones stay in force: {error}"
+                );
+                self
+            }
+        }
+    }
+
+    /// An agent that is to take this one's place, if the new settings want one.
+    fn try_reload(&mut self, house: &House<'_>) -> Result<Option<Box<Self>>, AgentError> {
+        let new = Settings::load(&house.cli.clamd_conf())?;
+        for warning in &new.warnings {
+            tracing::warn!("{warning}");
+        }
+        if differs_beyond_policy(&self.settings, &new) {
+            if !house.has_room_for_two() {
+                return Err(AgentError::NoRoomForTwo {
+                    limit: house.open_files,
+                });
+            }
+            return Ok(Some(Box::new(Self::start(house, new)?)));
+        }
+        self.take_up(new)?;
+        Ok(None)
+    }
+
+    /// In place: what the policy holds.
+    fn take_up(&mut self, new: Settings) -> Result<(), AgentError> {
+        let table = Arc::new(MountTable::read()?);
+        let paths = RealPaths::of(&new, &table, Tell::Yes)?;
+        let scope = Arc::new(paths.scope(&table));
+        if scope.filesystems().next().is_none() {
+            return Err(AgentError::NothingProtected);
+        }
+        self.settings = new;
+        let policy = Policy {
+            scope: Arc::clone(&scope),
+            mounts: Arc::clone(&table),
+            max_file_size: self.settings.max_file_size,
+            ..(*self.policy).clone()
+        };
+        self.replace_policy(policy);
+        self.follow_accounts();
+        self.learn_filesystems(&table);
+        self.coverage.follow(&self.policy, &paths, &table);
+        self.let_go(&table);
+        Ok(())
+    }
+}
+
+/// Whether new settings differ in what only another agent can take up. What is
+/// not named here is taken for such.
+fn differs_beyond_policy(old: &Settings, new: &Settings) -> bool {
+    let rest = |settings: &Settings| Settings {
+        include_paths: Vec::new(),
+        exclude_paths: Vec::new(),
+        excluded_uids: Vec::new(),
+        excluded_names: Vec::new(),
+        max_file_size: 0,
+        warnings: Vec::new(),
+        servers: without_places(&settings.servers),
+        mount_paths: without_places(&settings.mount_paths),
+        temporary_directory: None,
+        ..settings.clone()
+    };
+    rest(old) != rest(new)
+}
+
+/// A line that has moved is no change.
+fn without_places<T: Clone>(values: &[Located<T>]) -> Vec<Located<T>> {
+    let values = values.iter().map(|value| Located {
+        file: std::path::PathBuf::new(),
+        line: 0,
+        ..value.clone()
+    });
+    values.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(lines: &str) -> Settings {
+        let text = format!("LocalSocket /s\nOnAccessIncludePath /a\n{lines}");
+        Settings::from_bytes(text.as_bytes(), std::path::Path::new("clamd.conf")).unwrap()
+    }
+
+    #[test]
+    fn what_the_policy_holds_needs_no_other_agent_and_all_else_does() {
+        let old = settings("");
+        for in_place in [
+            "",
+            "# a comment\n\nOnAccessIncludePath /b",
+            "OnAccessExcludePath /a/b\nOnAccessExcludeUID 7\nOnAccessExcludeUname anna",
+            "OnAccessMaxFileSize 1M",
+        ] {
+            assert!(
+                !differs_beyond_policy(&old, &settings(in_place)),
+                "{in_place}"
+            );
+        }
+        for beyond in [
+            "OnAccessPrevention yes",
+            "OnAccessCurlTimeout 1",
+            "OnAccessRetryAttempts 2",
+            "OnAccessDenyOnError yes",
+            "OnAccessDisableDDD yes",
+            "OnAccessMountPath /b",
+            "OnAccessMaxThreads 7",
+            "ReadTimeout 7",
+            "MaxQueue 7",
+        ] {
+            assert!(differs_beyond_policy(&old, &settings(beyond)), "{beyond}");
+        }
+        let moved = Settings::from_bytes(
+            b"\n\nLocalSocket /s\nOnAccessIncludePath /a",
+            std::path::Path::new("clamd.conf"),
+        );
+        assert!(!differs_beyond_policy(&old, &moved.unwrap()));
+    }
+}
