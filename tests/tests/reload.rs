@@ -62,8 +62,8 @@ fn conf_of(agent: &Agent) -> String {
 /// infected and new each time, a clean one, and a clean one that is new each time.
 fn hammer(watched: &Path, work: impl FnOnce()) {
     let (bad, good) = (watched.join("bad"), watched.join("good"));
-    fs::write(&bad, infected()).unwrap();
-    fs::write(&good, clean()).unwrap();
+    fs::write(&bad, infected()).expect("an opener of the test");
+    fs::write(&good, clean()).expect("an opener of the test");
     let done = AtomicBool::new(false);
     let opens = AtomicU32::new(0);
     let forever = |each: &dyn Fn(u32)| {
@@ -77,7 +77,7 @@ fn hammer(watched: &Path, work: impl FnOnce()) {
             forever(&|n| {
                 let path = watched.join(format!("bad{}", n % 64));
                 let _ = fs::remove_file(&path);
-                fs::write(&path, infected()).unwrap();
+                fs::write(&path, infected()).expect("an opener of the test");
                 assert_refused(&path);
             });
         });
@@ -85,7 +85,7 @@ fn hammer(watched: &Path, work: impl FnOnce()) {
         let new_good = scope.spawn(|| {
             forever(&|n| {
                 let path = watched.join(format!("good{}", n % 64));
-                fs::write(&path, common::clean_pages(n as usize)).unwrap();
+                fs::write(&path, common::clean_pages(n as usize)).expect("an opener of the test");
                 drop(assert_opens(&path));
             });
         });
@@ -93,7 +93,7 @@ fn hammer(watched: &Path, work: impl FnOnce()) {
         let worked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
         done.store(true, Ordering::SeqCst);
         for opener in [known_bad, new_bad, known_good, new_good] {
-            opener.join().unwrap();
+            opener.join().expect("an opener of the test");
         }
         if let Err(panic) = worked {
             std::panic::resume_unwind(panic);
