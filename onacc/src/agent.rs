@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use self::reload::House;
 use crate::commands::cli::Cli;
 use crate::config::servers::Address;
-use crate::config::{ConfigError, Settings, names};
+use crate::config::{ConfigErrors, Settings, names};
 use crate::coverage::directories::Reach;
 use crate::coverage::filesystems::Filesystems;
 use crate::coverage::keeper::{Keeper, KeeperLinks, KeeperMessage};
@@ -60,9 +60,9 @@ const STOP_PATIENCE: Duration = Duration::from_millis(700);
 /// The agent cannot start, or cannot go on.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
-    /// clamd.conf.
+    /// The configuration.
     #[error(transparent)]
-    Config(#[from] ConfigError),
+    Config(#[from] ConfigErrors),
     /// The log.
     #[error(transparent)]
     Log(#[from] LogError),
@@ -118,7 +118,10 @@ pub fn run(cli: &Cli) -> ExitCode {
     match try_run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("ERROR: {error}");
+            // Each line of a configuration is an error of its own.
+            for line in error.to_string().lines() {
+                eprintln!("ERROR: {line}");
+            }
             match error {
                 AgentError::Log(_) => ExitCode::from(3),
                 _ => ExitCode::from(2),
@@ -128,7 +131,7 @@ pub fn run(cli: &Cli) -> ExitCode {
 }
 
 fn try_run(cli: &Cli) -> Result<(), AgentError> {
-    let settings = Settings::load(&cli.clamd_conf())?;
+    let settings = Settings::load(&cli.settings())?;
     let readiness = if cli.foreground {
         None
     } else {
@@ -140,8 +143,11 @@ fn try_run(cli: &Cli) -> Result<(), AgentError> {
     let open_files = process::raise_open_files()?;
     let urgent = process::be_urgent();
     let counters = Arc::new(Counters::default());
-    let targets = Targets::open(cli.log.as_deref(), cli.foreground)?;
-    let logger = Logger::start(targets, cli.verbose, Arc::clone(&counters))?;
+    let targets = Targets::open(
+        settings.log.file.as_ref().map(|file| file.value.as_path()),
+        cli.foreground,
+    )?;
+    let logger = Logger::start(targets, settings.log.verbose, Arc::clone(&counters))?;
     if let Err(error) = urgent {
         tracing::debug!("onacc: {error}; openers may wait longer on a busy machine");
     }
@@ -197,7 +203,7 @@ impl Agent {
         reason = "the one list of all parts, in the order in which they start"
     )]
     fn start(house: &House<'_>, settings: Settings) -> Result<Self, AgentError> {
-        let (cli, counters) = (house.cli, Arc::clone(&house.counters));
+        let counters = Arc::clone(&house.counters);
         let in_flight = fd_budget(house.files_each())?;
         let group = Group::new(if settings.prevention {
             GroupKind::Permission
@@ -206,17 +212,13 @@ impl Agent {
         })?;
         let features = group.probe_features()?;
         tiers::say_fanotify(features);
-        let plane = tiers::load_filter_plane(cli.bpf.unwrap_or_default())?;
+        let plane = tiers::load_filter_plane(settings.bpf)?;
         let filter_counters = plane.as_ref().map(|plane| Arc::clone(plane.counters()));
         let table = Arc::new(MountTable::read()?);
         let stores_are_seen = plane.is_some() && features.evictable_marks;
         let paths = RealPaths::of(&settings, &table, Tell::Yes)?;
         let policy = Arc::new(first_policy(&settings, (&paths, &table), stores_are_seen));
-        let kind = Kind::choose(
-            cli.coverage.unwrap_or_default(),
-            settings.disable_ddd,
-            features,
-        );
+        let kind = Kind::choose(settings.coverage, settings.disable_ddd, features);
         let prescans = Mailbox::new()?;
         let jobs = Mailbox::new()?;
         let keeper_messages = Mailbox::new()?;

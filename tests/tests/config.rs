@@ -121,8 +121,8 @@ fn a_bad_line_is_named_with_file_line_option_and_remedy() {
             "OnAccessIncludePath: './srv' is not an absolute path",
         ),
         (
-            "OnAccessExcludePath srv",
-            "OnAccessExcludePath: 'srv' is not an absolute path; write the whole path",
+            "OnAccessExcludePath /srv/(x",
+            "OnAccessExcludePath: '/srv/(x' is no regular expression: unclosed group; correct it",
         ),
         (
             "OnAccessIncludePath",
@@ -144,7 +144,7 @@ fn a_bad_line_is_named_with_file_line_option_and_remedy() {
         let lines =
             format!("# a comment\n\n{line}\nLocalSocket /x\nOnAccessIncludePath /nowhere\n");
         fs::write(&conf, lines).unwrap();
-        let place = format!("{}:3: ", conf.display());
+        let place = format!("{}:3:", conf.display());
         assert_one_line(&onacc_with(&conf), 2, &[&place, words]);
     }
 }

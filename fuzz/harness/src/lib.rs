@@ -9,14 +9,16 @@ mod clamd_conf;
 mod events;
 mod inotify;
 mod kernel_text;
+mod lists;
 mod log_text;
 mod replies;
 
 pub use btf::btf;
-pub use clamd_conf::clamd_conf;
+pub use clamd_conf::{clamd_conf, onacc_toml};
 pub use events::events;
 pub use inotify::inotify;
 pub use kernel_text::kernel_text;
+pub use lists::lists;
 pub use log_text::log_text;
 pub use replies::replies;
 
@@ -24,12 +26,14 @@ pub use replies::replies;
 pub type Check = fn(&[u8]);
 
 /// All of them, by the names of their fuzz targets and corpora.
-pub const CHECKS: [(&str, Check); 7] = [
+pub const CHECKS: [(&str, Check); 9] = [
     ("btf", btf),
     ("clamd_conf", clamd_conf),
     ("events", events),
     ("inotify", inotify),
     ("kernel_text", kernel_text),
+    ("lists", lists),
     ("log_text", log_text),
+    ("onacc_toml", onacc_toml),
     ("replies", replies),
 ];

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use super::{Agent, AgentError, FILES_FOR_TWO};
 use crate::commands::cli::Cli;
-use crate::config::{Located, Settings};
+use crate::config::Settings;
 use crate::coverage::paths::{RealPaths, Tell};
 use crate::kernel::mounts::MountTable;
 use crate::kernel::process;
@@ -104,7 +104,7 @@ impl Agent {
 
     /// An agent that is to take this one's place, if the new settings want one.
     fn try_reload(&mut self, house: &House<'_>) -> Result<Option<Box<Self>>, AgentError> {
-        let new = Settings::load(&house.cli.clamd_conf())?;
+        let new = Settings::load(&house.cli.settings())?;
         for warning in &new.warnings {
             tracing::warn!("{warning}");
         }
@@ -150,26 +150,15 @@ fn differs_beyond_policy(old: &Settings, new: &Settings) -> bool {
     let rest = |settings: &Settings| Settings {
         include_paths: Vec::new(),
         exclude_paths: Vec::new(),
+        watch_list: None,
+        exclude_list: None,
         excluded_uids: Vec::new(),
         excluded_names: Vec::new(),
         max_file_size: 0,
-        warnings: Vec::new(),
-        servers: without_places(&settings.servers),
-        mount_paths: without_places(&settings.mount_paths),
         temporary_directory: None,
-        ..settings.clone()
+        ..settings.without_places()
     };
     rest(old) != rest(new)
-}
-
-/// A line that has moved is no change.
-fn without_places<T: Clone>(values: &[Located<T>]) -> Vec<Located<T>> {
-    let values = values.iter().map(|value| Located {
-        file: std::path::PathBuf::new(),
-        line: 0,
-        ..value.clone()
-    });
-    values.collect()
 }
 
 #[cfg(test)]

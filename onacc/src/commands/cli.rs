@@ -10,10 +10,11 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum as _};
 
 use super::foreign;
-use crate::config::DEFAULT_FILE;
+use crate::config::CommandLine;
+use crate::config::entry::Value;
 pub use crate::config::modes::{BpfMode, CoverageMode};
 
 /// What stands below the list of options.
@@ -87,6 +88,10 @@ pub struct Cli {
     /// Append the log to FILE
     #[arg(short, long, value_name = "FILE")]
     pub log: Option<PathBuf>,
+
+    /// Write the process id to FILE
+    #[arg(long, value_name = "FILE")]
+    pub pid_file: Option<PathBuf>,
 
     /// Log more: what is watched, and each verdict
     #[arg(short, long, overrides_with = "verbose")]
@@ -281,9 +286,7 @@ impl Cli {
     // Whoever makes one work takes its line out.
     pub fn not_yet(&self) -> Vec<&'static str> {
         let flags = [
-            ("--settings", self.settings.is_some()),
-            ("--watch-list", self.watch_list.is_some()),
-            ("--exclude-list", self.exclude_list.is_some()),
+            ("--pid-file", self.pid_file.is_some()),
             ("--ping", self.ping.is_some()),
             ("--wait", self.wait),
             ("--remove", self.remove),
@@ -296,10 +299,53 @@ impl Cli {
         given.map(|(name, _)| *name).collect()
     }
 
-    /// The clamd.conf that is read.
-    pub fn clamd_conf(&self) -> PathBuf {
-        let file = self.config_file.clone();
-        file.unwrap_or_else(|| DEFAULT_FILE.into())
+    /// What of this has a say in the settings.
+    pub fn settings(&self) -> CommandLine {
+        let mut values = Vec::new();
+        let texts = [
+            ("LogFile", &self.log),
+            ("WatchList", &self.watch_list),
+            ("ExcludeList", &self.exclude_list),
+            ("PidFile", &self.pid_file),
+        ];
+        for (name, text) in texts {
+            let text = text.as_ref().map(|path| Value::Text(path.into()));
+            values.extend(text.map(|text| (name, text)));
+        }
+        let words = [
+            (
+                "Coverage",
+                self.coverage.and_then(|mode| mode.to_possible_value()),
+            ),
+            ("Bpf", self.bpf.and_then(|mode| mode.to_possible_value())),
+        ];
+        for (name, word) in words {
+            let word = word.map(|word| Value::Text(word.get_name().into()));
+            values.extend(word.map(|word| (name, word)));
+        }
+        let flags = [
+            ("LogVerbose", self.verbose),
+            ("Stream", self.stream),
+            ("AllMatch", self.allmatch),
+        ];
+        for (name, _) in flags.iter().filter(|(_, given)| *given) {
+            values.push((name, Value::Bool(true)));
+        }
+        let actions = [
+            ("remove", self.remove, None),
+            ("move", self.move_to.is_some(), self.move_to.as_ref()),
+            ("copy", self.copy_to.is_some(), self.copy_to.as_ref()),
+        ];
+        for (word, _, directory) in actions.iter().filter(|(_, given, _)| *given) {
+            values.push(("Action", Value::Text(word.into())));
+            let directory = directory.map(|path| Value::Text(path.into()));
+            values.extend(directory.map(|path| ("Directory", path)));
+        }
+        CommandLine {
+            clamd_conf: self.config_file.clone(),
+            native: self.settings.clone(),
+            values,
+        }
     }
 }
 

@@ -16,7 +16,7 @@ pub fn run(cli: &Cli, action: &ConfigCommand) -> ExitCode {
 }
 
 fn check(cli: &Cli) -> ExitCode {
-    match Settings::load(&cli.clamd_conf()) {
+    match Settings::load(&cli.settings()) {
         Ok(settings) => {
             for warning in &settings.warnings {
                 println!("WARNING: {warning}");
@@ -24,8 +24,10 @@ fn check(cli: &Cli) -> ExitCode {
             println!("The configuration can be used.");
             ExitCode::SUCCESS
         }
-        Err(error) => {
-            println!("ERROR: {error}");
+        Err(errors) => {
+            for error in &errors.0 {
+                println!("ERROR: {error}");
+            }
             ExitCode::from(2)
         }
     }

@@ -22,57 +22,23 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 
+use super::entry::{Entry, Origin, Parsed, Value};
 use super::error::{ConfigError, Place, shown, shown_path};
 use super::options::{self, Kind, OptionInfo};
 
-/// A value, in the form its option asks for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Value {
-    /// Yes or no.
-    Bool(bool),
-    /// A count, a time, an identifier.
-    Number(u64),
-    /// A number of bytes; `u64::MAX` means unlimited, written as 0.
-    Size(u64),
-    /// Raw bytes: a path need not be UTF-8. Never empty, never with a NUL.
-    Text(OsString),
-}
-
-/// One line that sets an option.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
-    /// Which option; its kind is the kind of the value.
-    pub option: &'static OptionInfo,
-    /// What it is set to.
-    pub value: Value,
-    /// The line, counted from 1.
-    pub line: usize,
-}
-
-/// What a file says.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Parsed {
-    /// The entries in file order. Without deprecated options, and without
-    /// further lines of an option that is not repeatable.
-    pub entries: Vec<Entry>,
-    /// What should be logged, one line each.
-    pub warnings: Vec<String>,
-}
-
 /// Parses a whole clamd.conf. `file` only serves to say where something is.
-///
-/// # Errors
-/// The first line that cannot be used.
-pub fn parse(bytes: &[u8], file: &Path) -> Result<Parsed, ConfigError> {
+pub fn parse(bytes: &[u8], file: &Path) -> Parsed {
     let mut parser = Parser {
         file,
         first_lines: HashMap::new(),
         parsed: Parsed::default(),
     };
     for (index, line) in bytes.split(|&byte| byte == b'\n').enumerate() {
-        parser.line(line, index + 1)?;
+        if let Err(error) = parser.line(line, index + 1) {
+            parser.parsed.errors.push(error);
+        }
     }
-    Ok(parser.parsed)
+    parser.parsed
 }
 
 struct Parser<'a> {
@@ -83,8 +49,8 @@ struct Parser<'a> {
 }
 
 impl Parser<'_> {
-    fn line(&mut self, line: &[u8], number: usize) -> Result<(), ConfigError> {
-        let line = trim(line.strip_suffix(b"\r").unwrap_or(line));
+    fn line(&mut self, whole: &[u8], number: usize) -> Result<(), ConfigError> {
+        let line = trim(whole.strip_suffix(b"\r").unwrap_or(whole));
         if line.is_empty() || line[0] == b'#' {
             return Ok(());
         }
@@ -92,9 +58,17 @@ impl Parser<'_> {
             Some(blank) => (&line[..blank], trim(&line[blank..])),
             None => (line, &line[..0]),
         };
-        let at = || Place {
+        let origin = |part: &[u8]| Origin::File {
             file: self.file.to_owned(),
             line: number,
+            column: offset(whole, part) + 1,
+        };
+        let at = || Place {
+            origin: origin(name),
+            option: shown(name),
+        };
+        let at_value = || Place {
+            origin: origin(rest),
             option: shown(name),
         };
         // clamd looks at the first seven letters only; no option starts so.
@@ -103,7 +77,7 @@ impl Parser<'_> {
         }
         // clamd takes so short a line for an empty one.
         if line.len() == 1 {
-            let warning = format!("{}: a single character is no option, ignored", at());
+            let warning = format!("{:#}: a single character is no option, ignored", at());
             self.parsed.warnings.push(warning);
             return Ok(());
         }
@@ -123,15 +97,20 @@ impl Parser<'_> {
             self.parsed.warnings.push(warning);
             return Ok(());
         }
-        let Raw { bytes, warning } = raw_value(rest, option.kind, &at)?;
-        let value = typed(bytes, option.kind, &at)?;
-        let warning = warning.map(|text| format!("{}: {text}", at()));
+        let Raw { bytes, warning } = raw_value(rest, option.kind, &at_value)?;
+        let value = typed(bytes, option.kind, &at_value)?;
+        let warning = warning.map(|text| format!("{:#}: {text}", at()));
+        let entry = Entry {
+            name: option.name,
+            value,
+            origin: origin(rest),
+        };
         self.parsed.warnings.extend(warning);
-        self.add(option, value, number);
+        self.add(option, entry, number);
         Ok(())
     }
 
-    fn add(&mut self, option: &'static OptionInfo, value: Value, line: usize) {
+    fn add(&mut self, option: &'static OptionInfo, entry: Entry, line: usize) {
         if !option.repeatable {
             let first = *self.first_lines.entry(option.name).or_insert(line);
             if first != line {
@@ -143,11 +122,7 @@ impl Parser<'_> {
                 return;
             }
         }
-        self.parsed.entries.push(Entry {
-            option,
-            value,
-            line,
-        });
+        self.parsed.entries.push(entry);
     }
 }
 
@@ -222,7 +197,11 @@ fn plain_value(rest: &[u8], kind: Kind) -> Raw<'_> {
 }
 
 /// Checks a value against the kind of its option.
-fn typed(bytes: &[u8], kind: Kind, at: &impl Fn() -> Place) -> Result<Value, ConfigError> {
+pub(super) fn typed(
+    bytes: &[u8],
+    kind: Kind,
+    at: &impl Fn() -> Place,
+) -> Result<Value, ConfigError> {
     match kind {
         Kind::Bool => match truth(bytes) {
             Some(value) => Ok(Value::Bool(value)),
@@ -301,6 +280,11 @@ fn too_large(at: Place, found: &[u8]) -> ConfigError {
         found: shown(found),
         limit: u64::MAX,
     }
+}
+
+/// Where `part` begins, which is a part of `whole`.
+fn offset(whole: &[u8], part: &[u8]) -> usize {
+    (part.as_ptr() as usize).saturating_sub(whole.as_ptr() as usize)
 }
 
 fn is_blank(byte: u8) -> bool {

@@ -1,7 +1,7 @@
 //! What can be wrong with a configuration, told in one line each.
 //!
 //! Owns the error type of this module and the way names and values are shown.
-//! Every message reads `FILE:LINE: OPTION: what is wrong; remedy`, stays on one
+//! Every message reads `FILE:LINE:COLUMN: OPTION: what is wrong; remedy`, stays on one
 //! line whatever bytes the file holds, and says what to do. Must not decide
 //! what is an error. Tested below, and message by message where they arise.
 
@@ -11,40 +11,112 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use super::entry::Origin;
+
 /// How much of a name or value a message repeats, in characters.
 const LONGEST_SHOWN: usize = 80;
 
-/// Where in a file something is wrong. Displays as `FILE:LINE: OPTION`.
+/// Where something is wrong. Displays as `FILE:LINE:COLUMN: OPTION`, in its
+/// alternate form without the column.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
-    /// The file as it was named when it was opened.
-    pub file: PathBuf,
-    /// The line, counted from 1.
-    pub line: usize,
+    /// Who set it.
+    pub origin: Origin,
     /// The option as written, made safe to print.
     pub option: String,
 }
 
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Place { file, line, option } = self;
-        write!(f, "{}:{line}: {option}", shown_path(file))
+        self.origin.fmt(f)?;
+        if let Origin::File { column, .. } = self.origin
+            && !f.alternate()
+        {
+            write!(f, ":{column}")?;
+        }
+        write!(f, ": {}", self.option)
     }
 }
+
+/// Everything that is wrong with a configuration, one line each. Never empty.
+#[derive(Debug)]
+pub struct ConfigErrors(pub Vec<ConfigError>);
+
+impl fmt::Display for ConfigErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, error) in self.0.iter().enumerate() {
+            if index > 0 {
+                f.write_str("\n")?;
+            }
+            error.fmt(f)?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for ConfigErrors {}
 
 /// Why a configuration cannot be used. The process ends with status 2.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read at all.
     #[error(
-        "{}: cannot read the configuration: {source}; correct that or name another file with --config-file=FILE",
+        "{}: cannot read the {what}: {source}; correct that or name another file with {remedy}=FILE",
         shown_path(.file)
     )]
     Unreadable {
         /// The file.
         file: PathBuf,
+        /// What it is.
+        what: &'static str,
+        /// The flag that names another one.
+        remedy: &'static str,
         /// What the kernel says.
         source: io::Error,
+    },
+    /// onacc.toml is no TOML.
+    #[error("{at}: {problem}; correct it, see onacc.toml(5)")]
+    Syntax {
+        /// Where; the option is `syntax`.
+        at: Place,
+        /// What is wrong, made safe to print.
+        problem: String,
+    },
+    /// onacc.toml has no such table or key.
+    #[error("{at}: unknown {what}; {remedy}")]
+    UnknownKey {
+        /// Where.
+        at: Place,
+        /// Table or key.
+        what: &'static str,
+        /// What was probably meant, or where to look.
+        remedy: String,
+    },
+    /// A value of another type than the key takes.
+    #[error("{at}: this is {found}; write {wanted}")]
+    WrongType {
+        /// Where.
+        at: Place,
+        /// What it is, with its article.
+        found: &'static str,
+        /// What it should be, with an example.
+        wanted: String,
+    },
+    /// A regular expression or a shell pattern that is none.
+    #[error("{at}: {problem}")]
+    BadPattern {
+        /// Where.
+        at: Place,
+        /// The pattern, what is wrong with it, and what to do, on one line.
+        problem: String,
+    },
+    /// Two settings that do not go together, or one that needs another.
+    #[error("{at}: {problem}")]
+    Conflict {
+        /// Where.
+        at: Place,
+        /// What is wrong, and what to do.
+        problem: &'static str,
     },
     /// The file is still the sample that nobody has edited.
     #[error("{at}: this is still the sample file; edit it and remove the Example line")]
@@ -144,6 +216,31 @@ pub enum ConfigError {
     },
 }
 
+impl ConfigError {
+    /// Where it is, if it is in one place.
+    pub fn origin(&self) -> Option<&Origin> {
+        let place = match self {
+            Self::Unreadable { .. } | Self::NoServer { .. } | Self::NothingToWatch { .. } => None,
+            Self::Syntax { at, .. }
+            | Self::UnknownKey { at, .. }
+            | Self::WrongType { at, .. }
+            | Self::BadPattern { at, .. }
+            | Self::Conflict { at, .. }
+            | Self::Example { at }
+            | Self::UnknownOption { at, .. }
+            | Self::MissingValue { at }
+            | Self::UnclosedQuote { at }
+            | Self::TextAfterQuote { at }
+            | Self::NulByte { at }
+            | Self::BadValue { at, .. }
+            | Self::TooLarge { at, .. }
+            | Self::NoTcpAddress { at }
+            | Self::NoTcpPort { at } => Some(at),
+        };
+        place.map(|place| &place.origin)
+    }
+}
+
 fn unknown_remedy(suggestion: Option<&'static str>) -> String {
     match suggestion {
         Some(name) => format!("did you mean {name}?"),
@@ -172,13 +269,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_place_reads_file_line_option() {
+    fn a_place_reads_file_line_column_option() {
         let place = Place {
-            file: "/etc/clamav/clamd.conf".into(),
-            line: 7,
+            origin: Origin::File {
+                file: "/etc/clamav/clamd.conf".into(),
+                line: 7,
+                column: 3,
+            },
             option: "LogTime".into(),
         };
-        assert_eq!(place.to_string(), "/etc/clamav/clamd.conf:7: LogTime");
+        assert_eq!(place.to_string(), "/etc/clamav/clamd.conf:7:3: LogTime");
+        assert_eq!(format!("{place:#}"), "/etc/clamav/clamd.conf:7: LogTime");
     }
 
     #[test]

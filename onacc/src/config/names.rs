@@ -7,8 +7,8 @@
 
 use nix::unistd::User;
 
+use super::entry::Located;
 use super::error::shown;
-use super::settings::Located;
 
 /// The uids of these users, sorted and without doubles, and one warning for
 /// each name that has none. Such a user is not excluded: its files are scanned.
@@ -58,8 +58,11 @@ mod tests {
     fn named(names: &[&str]) -> Vec<Located<String>> {
         let located = |(index, name): (usize, &&str)| Located {
             value: (*name).to_owned(),
-            file: "f".into(),
-            line: index + 1,
+            origin: crate::config::entry::Origin::File {
+                file: "f".into(),
+                line: index + 1,
+                column: 22,
+            },
             option: "OnAccessExcludeUname",
         };
         names.iter().enumerate().map(located).collect()

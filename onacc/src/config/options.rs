@@ -268,12 +268,16 @@ pub fn find(name: &[u8]) -> Option<&'static OptionInfo> {
 /// `=VALUE` behind the name.
 pub fn suggest(name: &[u8]) -> Option<&'static str> {
     let name = name.split(|&byte| byte == b'=').next().unwrap_or(name);
+    nearest(name, OPTIONS.iter().map(|option| option.name))
+}
+
+/// The name among these that was probably meant.
+pub fn nearest(name: &[u8], names: impl Iterator<Item = &'static str>) -> Option<&'static str> {
     if name.is_empty() || name.len() > LONGEST_GUESS {
         return None;
     }
-    OPTIONS
-        .iter()
-        .map(|option| (distance(name, option.name.as_bytes()), option.name))
+    names
+        .map(|other| (distance(name, other.as_bytes()), other))
         .filter(|&(distance, _)| distance <= FURTHEST_GUESS)
         .min_by_key(|&(distance, _)| distance)
         .map(|(_, name)| name)

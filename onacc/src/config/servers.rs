@@ -16,6 +16,9 @@ pub const LARGEST_WEIGHT: u32 = 10_000;
 /// The most servers that one agent speaks with.
 pub const MOST_SERVERS: usize = 16;
 
+/// What fits a socket address, without its closing NUL, in bytes.
+pub const LONGEST_SOCKET: usize = 107;
+
 /// One clamd.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Server {
@@ -105,6 +108,15 @@ impl Server {
 }
 
 impl Host {
+    /// Whether this is a machine that can be called: clamd may listen on "any"
+    /// address, but somebody who calls needs one.
+    pub fn is_callable(&self) -> bool {
+        match self {
+            Self::Ip(ip) => !ip.is_unspecified() && !ip.is_multicast(),
+            Self::Name(name) => !name.eq_ignore_ascii_case("any"),
+        }
+    }
+
     /// What was to be reached by TLS is called so in certificates.
     pub fn name(&self) -> String {
         match self {

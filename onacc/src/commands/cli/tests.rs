@@ -19,10 +19,7 @@ fn the_definition_is_sound() {
 #[test]
 fn no_flag_is_needed() {
     assert_eq!(parse(&[]).unwrap(), Cli::default());
-    assert_eq!(
-        Cli::default().clamd_conf(),
-        Path::new("/etc/clamav/clamd.conf")
-    );
+    assert_eq!(Cli::default().settings(), CommandLine::default());
 }
 
 #[test]
@@ -35,6 +32,7 @@ fn short_and_long_flags_mean_the_same() {
         verbose: true,
         watch_list: Some("/w".into()),
         exclude_list: Some("/e".into()),
+        pid_file: Some("/p".into()),
         ping: Some(Ping {
             attempts: 3,
             interval: 2,
@@ -57,12 +55,12 @@ fn short_and_long_flags_mean_the_same() {
         ..Cli::default()
     };
     let long = "--foreground --config-file=/c --settings=/s --log=/l --verbose \
-        --watch-list=/w --exclude-list=/e --ping=3:2 --wait --move=/q --allmatch --fdpass \
+        --watch-list=/w --exclude-list=/e --pid-file=/p --ping=3:2 --wait --move=/q --allmatch --fdpass \
         --stream --bpf=require --coverage=listed --version --multiscan --infected --quiet \
         --stdout --fips-limits";
     let long: Vec<_> = long.split_whitespace().collect();
     assert_eq!(parse(&long).unwrap(), wanted);
-    let short = "-Fvwzmi -c /c --settings /s -l /l -W /w -e /e -p 3:2 --move /q --fdpass --stream \
+    let short = "-Fvwzmi -c /c --settings /s -l /l -W /w -e /e --pid-file /p -p 3:2 --move /q --fdpass --stream \
         --bpf require --coverage listed -V --quiet --stdout --fips-limits";
     let short: Vec<_> = short.split_whitespace().collect();
     assert_eq!(parse(&short).unwrap(), wanted);

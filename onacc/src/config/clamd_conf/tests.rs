@@ -7,13 +7,33 @@ use proptest::prelude::*;
 use super::*;
 
 fn parsed(text: &str) -> Parsed {
-    parse(text.as_bytes(), Path::new("f")).unwrap()
+    let parsed = parse(text.as_bytes(), Path::new("f"));
+    assert!(parsed.errors.is_empty(), "{:?}", parsed.errors);
+    parsed
 }
 
+/// What the only error says, without its column.
 fn error(text: &str) -> String {
-    parse(text.as_bytes(), Path::new("f"))
-        .unwrap_err()
-        .to_string()
+    let errors = parse(text.as_bytes(), Path::new("f")).errors;
+    assert_eq!(errors.len(), 1, "{errors:?}");
+    without_column(&errors[0].to_string())
+}
+
+fn without_column(message: &str) -> String {
+    let parts: Vec<&str> = message.splitn(4, ':').collect();
+    format!("{}:{}:{}", parts[0], parts[1], parts[3])
+}
+
+fn line(entry: &Entry) -> usize {
+    match entry.origin {
+        Origin::File { line, .. } => line,
+        Origin::CommandLine => 0,
+    }
+}
+
+fn says_nothing(text: &str) {
+    let parsed = parsed(text);
+    assert!(parsed.entries.is_empty() && parsed.warnings.is_empty());
 }
 
 /// The only value in the text.
@@ -29,21 +49,14 @@ fn text(value: &str) -> Value {
 
 #[test]
 fn empty_lines_and_comments_say_nothing() {
-    assert_eq!(
-        parsed("\n \t\n# LogTime yes\n  # x\0y\n\r\n"),
-        Parsed::default()
-    );
-    assert_eq!(parsed(""), Parsed::default());
+    says_nothing("\n \t\n# LogTime yes\n  # x\0y\n\r\n");
+    says_nothing("");
 }
 
 #[test]
 fn lines_are_counted_from_one() {
     let parsed = parsed("# c\n\nLogTime yes\nUser clamav");
-    let lines: Vec<_> = parsed
-        .entries
-        .iter()
-        .map(|e| (e.option.name, e.line))
-        .collect();
+    let lines: Vec<_> = parsed.entries.iter().map(|e| (e.name, line(e))).collect();
     assert_eq!(lines, [("LogTime", 3), ("User", 4)]);
 }
 
@@ -52,7 +65,7 @@ fn the_sample_file_is_refused() {
     let wanted = "f:2: Example: this is still the sample file; edit it and remove the Example line";
     assert_eq!(error("# x\n  Example\n"), wanted);
     assert!(error("Examples are nice\n").contains("remove the Example line"));
-    assert_eq!(parsed("#Example\n"), Parsed::default());
+    says_nothing("#Example\n");
 }
 
 #[test]
@@ -227,6 +240,24 @@ fn the_first_line_of_an_option_wins() {
 }
 
 #[test]
+fn every_error_is_told_with_its_column() {
+    let errors = parse(
+        b"Nope 1\n  LogTime  maybe\nUser\nLogTime yes\n",
+        Path::new("f"),
+    );
+    let said: Vec<_> = errors.errors.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        said,
+        [
+            "f:1:1: Nope: unknown option; remove the line, or see clamd.conf(5) for the options",
+            "f:2:12: LogTime: 'maybe' is not a truth value; write yes or no",
+            "f:3:1: User: the value is missing; write it behind the name or remove the line",
+        ]
+    );
+    assert_eq!(errors.entries.len(), 1);
+}
+
+#[test]
 fn repeatable_options_add_up() {
     let parsed = parsed("OnAccessIncludePath /a\nOnAccessIncludePath /b\n");
     assert_eq!(parsed.entries.len(), 2);
@@ -241,7 +272,7 @@ fn nul_bytes_are_refused() {
 
 #[test]
 fn paths_need_not_be_utf8() {
-    let parsed = parse(b"OnAccessIncludePath /\xff\xfe", Path::new("f")).unwrap();
+    let parsed = parse(b"OnAccessIncludePath /\xff\xfe", Path::new("f"));
     let Value::Text(path) = &parsed.entries[0].value else {
         panic!("not a text");
     };
@@ -314,7 +345,7 @@ fn written() -> impl Strategy<Value = (Vec<u8>, Value, &'static OptionInfo)> {
 proptest! {
     #[test]
     fn never_panics(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
-        if let Err(error) = parse(&bytes, Path::new("f")) {
+        for error in parse(&bytes, Path::new("f")).errors {
             prop_assert!(!error.to_string().contains(['\n', '\r', '\0']));
         }
     }
@@ -324,9 +355,9 @@ proptest! {
         name in prop::sample::select(options::all().iter().map(|o| o.name).collect::<Vec<_>>()),
         rest in "[ \t]?[\"# a0-9KMG\t\r\0\u{e9}]{0,12}",
     ) {
-        if let Err(error) = parse(format!("{name}{rest}").as_bytes(), Path::new("f")) {
+        for error in parse(format!("{name}{rest}").as_bytes(), Path::new("f")).errors {
             let message = error.to_string();
-            prop_assert!(message.starts_with("f:1: "));
+            prop_assert!(message.starts_with("f:1:"));
             prop_assert!(message.contains("; "));
             prop_assert!(!message.contains(['\n', '\r', '\0']));
         }
@@ -342,8 +373,9 @@ proptest! {
                 wanted.push((option.name, value));
             }
         }
-        let parsed = parse(&file, Path::new("f")).unwrap();
-        let found: Vec<_> = parsed.entries.into_iter().map(|e| (e.option.name, e.value)).collect();
+        let parsed = parse(&file, Path::new("f"));
+        prop_assert!(parsed.errors.is_empty());
+        let found: Vec<_> = parsed.entries.into_iter().map(|e| (e.name, e.value)).collect();
         prop_assert_eq!(found, wanted);
     }
 }

@@ -1,20 +1,23 @@
-//! From a parsed file to [`Settings`].
+//! From what the sources say to [`Settings`].
 //!
 //! Owns the defaults, the limits, and what this version makes of each value.
 //! What clamonacc survives, onacc survives too, with a warning; an error is
-//! what would leave something unprotected unseen. Must do no I/O at all. Tested
-//! in `tests.rs` beside it.
+//! what would leave something unprotected unseen, and whatever is wrong in
+//! onacc.toml. Reads lists through the function it is given, else does no I/O.
+//! Tested in `tests.rs` beside it.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{Located, Settings};
-use crate::config::clamd_conf::{Entry, Parsed, Value};
-use crate::config::error::{ConfigError, shown};
-use crate::config::options;
-use crate::config::servers::{Host, MOST_SERVERS, Server};
+use clap::ValueEnum;
+
+use super::{Action, LogSettings, ReadFile, Settings, Sources, Triggers};
+use crate::config::entry::{Entry, Located, Origin, Value};
+use crate::config::error::{ConfigError, ConfigErrors, shown};
+use crate::config::keys;
 
 /// `OnAccessMaxFileSize` when it is not set, in bytes.
 const MAX_FILE_SIZE: u64 = 5 << 20;
@@ -40,43 +43,101 @@ const LONGEST_READ_TIMEOUT: u64 = 86_400;
 const MAX_QUEUE: u64 = 100;
 /// The largest `MaxQueue` we make use of.
 const LONGEST_QUEUE: u64 = 1 << 20;
-/// What fits a socket address, without its closing NUL, in bytes.
-const LONGEST_SOCKET: usize = 107;
+/// `Verdicts` when it is not set.
+const VERDICTS: u64 = 65_536;
+/// The largest `Verdicts`: some hundred MiB.
+const MOST_VERDICTS: u64 = 1 << 22;
+/// `LogFacility` when it is not set.
+const FACILITY: &str = "LOG_LOCAL6";
+/// What syslog(3) calls its facilities, as clamd takes them.
+const FACILITIES: &[&str] = &[
+    "LOG_AUTH",
+    "LOG_AUTHPRIV",
+    "LOG_CRON",
+    "LOG_DAEMON",
+    "LOG_FTP",
+    "LOG_KERN",
+    "LOG_LOCAL0",
+    "LOG_LOCAL1",
+    "LOG_LOCAL2",
+    "LOG_LOCAL3",
+    "LOG_LOCAL4",
+    "LOG_LOCAL5",
+    "LOG_LOCAL6",
+    "LOG_LOCAL7",
+    "LOG_LPR",
+    "LOG_MAIL",
+    "LOG_NEWS",
+    "LOG_SYSLOG",
+    "LOG_USER",
+    "LOG_UUCP",
+];
 /// The largest uid; `u32::MAX` means "no uid" to the kernel.
 const LARGEST_UID: u64 = u32::MAX as u64 - 1;
-/// The remedy for most paths.
-const WHOLE_PATH: &str = "write the whole path, from / on";
 
-/// Makes the settings that a parsed file asks for.
-pub(super) fn settings(parsed: Parsed, file: &Path) -> Result<Settings, ConfigError> {
-    let Parsed { entries, warnings } = parsed;
-    Reader {
-        file,
-        entries: &entries,
+/// Makes the settings that the sources ask for.
+pub(super) fn settings(mut sources: Sources, read: ReadFile<'_>) -> Result<Settings, ConfigErrors> {
+    let mut warnings = std::mem::take(&mut sources.clamd_conf.warnings);
+    warnings.append(&mut sources.native.parsed.warnings);
+    let mut errors = std::mem::take(&mut sources.clamd_conf.errors);
+    errors.append(&mut sources.native.parsed.errors);
+    let sources_are_whole = errors.is_empty();
+    let mut reader = Reader {
+        sources,
+        read,
+        origins: BTreeMap::new(),
         warnings,
+        errors,
+    };
+    let settings = reader.settings();
+    if !sources_are_whole {
+        // What could not be read is not missing.
+        reader.errors.retain(|error| {
+            !matches!(
+                error,
+                ConfigError::NoServer { .. }
+                    | ConfigError::NothingToWatch { .. }
+                    | ConfigError::NoTcpAddress { .. }
+                    | ConfigError::NoTcpPort { .. }
+            )
+        });
     }
-    .settings()
+    match reader.errors {
+        errors if errors.is_empty() => Ok(settings),
+        errors => Err(ConfigErrors(errors)),
+    }
 }
 
-/// Takes the options out of a parsed file one by one.
-struct Reader<'a> {
-    file: &'a Path,
-    entries: &'a [Entry],
-    warnings: Vec<String>,
+/// Takes the options out of the sources one by one.
+pub(super) struct Reader<'a> {
+    pub(super) sources: Sources,
+    pub(super) read: ReadFile<'a>,
+    pub(super) origins: BTreeMap<&'static str, Vec<Origin>>,
+    pub(super) warnings: Vec<String>,
+    pub(super) errors: Vec<ConfigError>,
 }
 
 impl Reader<'_> {
-    fn settings(mut self) -> Result<Settings, ConfigError> {
-        let servers = self.servers()?;
-        let mount_paths = self.paths("OnAccessMountPath", WHOLE_PATH)?;
-        Ok(Settings {
+    fn settings(&mut self) -> Settings {
+        let servers = self.servers();
+        let mount_paths = self.paths("OnAccessMountPath");
+        let include_paths = self.include_paths(&mount_paths);
+        let (exclude_paths, exclude_patterns) = self.exclude_paths();
+        Settings {
             servers,
             stream_max_length: self.size("StreamMaxLength", STREAM_MAX_LENGTH),
-            include_paths: self.include_paths(&mount_paths)?,
-            exclude_paths: self.exclude_paths()?,
-            prevention: self.flag("OnAccessPrevention"),
-            excluded_uids: self.excluded_uids()?,
-            excluded_names: self.excluded_names()?,
+            all_match: self.flag("AllMatch", false),
+            include_paths,
+            exclude_paths,
+            exclude_patterns,
+            exclusions: self.exclusions(),
+            path_rules: self.path_rules(),
+            triggers: self.triggers(),
+            coverage: self.word("Coverage"),
+            bpf: self.word("Bpf"),
+            prevention: self.flag("OnAccessPrevention", false),
+            excluded_uids: self.excluded_uids(),
+            excluded_names: self.excluded_names(),
             max_file_size: self.size("OnAccessMaxFileSize", MAX_FILE_SIZE),
             try_timeout: Duration::from_millis(self.limited(
                 "OnAccessCurlTimeout",
@@ -85,13 +146,15 @@ impl Reader<'_> {
             )),
             retries: self.retries(),
             max_scans: count(self.limited("OnAccessMaxThreads", MAX_SCANS, MOST_SCANS)),
-            deny_on_error: self.flag("OnAccessDenyOnError"),
+            deny_on_error: self.flag("OnAccessDenyOnError", false),
             extra_scanning: self.not_yet(
                 "OnAccessExtraScanning",
                 "files are scanned when they are opened, not when they are closed or moved",
             ),
-            disable_ddd: self.flag("OnAccessDisableDDD"),
+            disable_ddd: self.flag("OnAccessDisableDDD", false),
             mount_paths,
+            watch_list: self.named_file("WatchList"),
+            exclude_list: self.named_file("ExcludeList"),
             read_timeout: Duration::from_secs(self.clamd_limit(
                 "ReadTimeout",
                 READ_TIMEOUT,
@@ -99,97 +162,51 @@ impl Reader<'_> {
             )),
             max_queue: count(self.clamd_limit("MaxQueue", MAX_QUEUE, LONGEST_QUEUE)),
             temporary_directory: self.temporary_directory(),
+            verdicts: self.verdicts(),
+            clean_marks: self.flag("CleanMarks", true),
+            action: self.action(),
+            log: self.log(),
+            pid_file: self.path("PidFile"),
+            files: self.sources.files.clone(),
             // Last, when all others have added theirs.
-            warnings: self.warnings,
-        })
+            origins: std::mem::take(&mut self.origins),
+            warnings: std::mem::take(&mut self.warnings),
+        }
     }
 
-    /// The local socket if there is one, as clamonacc has it, else each TCP address.
-    fn servers(&mut self) -> Result<Vec<Located<Server>>, ConfigError> {
-        if let Some(socket) = self.texts("LocalSocket").into_iter().next() {
-            return Ok(vec![local_server(&socket)?]);
+    fn triggers(&mut self) -> Triggers {
+        let words = self.texts("Triggers");
+        if let Some(at) = self.emptied("Triggers") {
+            let problem =
+                "without a trigger nothing would be scanned; write any of open, exec, close-write";
+            let at = at.place();
+            self.errors.push(ConfigError::Conflict { at, problem });
         }
-        let port = self.numbers("TCPSocket").into_iter().next();
-        let addresses = self.texts("TCPAddr");
-        let Some(port) = port else {
-            return Err(match addresses.first() {
-                Some(address) => ConfigError::NoTcpPort {
-                    at: address.place(),
-                },
-                None => ConfigError::NoServer {
-                    file: self.file.to_owned(),
-                },
-            });
+        if words.is_empty() {
+            return Triggers::default();
+        }
+        let mut triggers = Triggers {
+            open: false,
+            exec: false,
+            close_write: false,
         };
-        let number = match u16::try_from(port.value) {
-            Ok(number) if number > 0 => number,
-            _ => {
-                let found = port.value.to_string();
-                return Err(bad(
-                    &port,
-                    found.as_bytes(),
-                    "a TCP port",
-                    "write a number from 1 to 65535",
-                ));
-            }
-        };
-        if addresses.is_empty() {
-            return Err(ConfigError::NoTcpAddress { at: port.place() });
-        }
-        let mut servers = Vec::new();
-        for address in &addresses {
-            let server = address.with(Server::tcp(tcp_host(address)?, number));
-            if servers
-                .iter()
-                .any(|known: &Located<Server>| known.value == server.value)
-            {
-                self.warnings.push(format!(
-                    "{server}: {} is named twice, ignored",
-                    server.value
-                ));
-            } else if servers.len() == MOST_SERVERS {
-                self.warnings.push(format!(
-                    "{server}: {} is not used; name at most {MOST_SERVERS} addresses",
-                    server.value
-                ));
-            } else {
-                servers.push(server);
+        for word in &words {
+            match word.value.as_bytes() {
+                b"open" => triggers.open = true,
+                b"exec" => triggers.exec = true,
+                b"close-write" => triggers.close_write = true,
+                found => self.errors.push(bad(
+                    word,
+                    found,
+                    "a trigger",
+                    "write any of open, exec, close-write",
+                )),
             }
         }
-        Ok(servers)
+        triggers
     }
 
-    /// What to watch: the include paths, and the mount paths behind them.
-    fn include_paths(
-        &self,
-        mount_paths: &[Located<PathBuf>],
-    ) -> Result<Vec<Located<PathBuf>>, ConfigError> {
-        let mut paths = self.paths("OnAccessIncludePath", WHOLE_PATH)?;
-        paths.extend(mount_paths.iter().cloned());
-        if paths.is_empty() {
-            return Err(ConfigError::NothingToWatch {
-                file: self.file.to_owned(),
-            });
-        }
-        Ok(paths)
-    }
-
-    fn exclude_paths(&mut self) -> Result<Vec<Located<PathBuf>>, ConfigError> {
-        let remedy = "write the whole path of a directory, from / on; this version does not support regular expressions";
-        let paths = self.paths("OnAccessExcludePath", remedy)?;
-        for path in &paths {
-            let bytes = path.value.as_os_str().as_bytes();
-            if bytes.iter().any(|byte| br"*+?|^$[](){}\".contains(byte)) {
-                self.warnings.push(format!(
-                    "{path}: '{}' is taken as the path of a directory; this version does not support regular expressions",
-                    shown(bytes)
-                ));
-            }
-        }
-        Ok(paths)
-    }
-
-    fn excluded_uids(&mut self) -> Result<Vec<u32>, ConfigError> {
+    fn excluded_uids(&mut self) -> Vec<u32> {
         let mut uids = Vec::new();
         for uid in self.numbers("OnAccessExcludeUID") {
             if uid.value == 0 {
@@ -200,43 +217,27 @@ impl Reader<'_> {
             }
             match u32::try_from(uid.value) {
                 Ok(value) if uid.value <= LARGEST_UID => uids.push(value),
-                _ => {
-                    return Err(ConfigError::TooLarge {
-                        at: uid.place(),
-                        found: uid.value.to_string(),
-                        limit: LARGEST_UID,
-                    });
-                }
+                _ => self.errors.push(ConfigError::TooLarge {
+                    at: uid.place(),
+                    found: uid.value.to_string(),
+                    limit: LARGEST_UID,
+                }),
             }
         }
-        if self.flag("OnAccessExcludeRootUID") {
+        if self.flag("OnAccessExcludeRootUID", false) {
             uids.push(0);
         }
         uids.sort_unstable();
         uids.dedup();
-        Ok(uids)
+        uids
     }
 
-    fn excluded_names(&self) -> Result<Vec<Located<String>>, ConfigError> {
-        let names = self.texts("OnAccessExcludeUname");
-        let names = names.iter().map(|name| match name.value.to_str() {
-            Some(text) => Ok(name.with(text.to_owned())),
-            None => Err(bad(
-                name,
-                name.value.as_bytes(),
-                "a user name in UTF-8",
-                "give the uid with OnAccessExcludeUID",
-            )),
-        });
-        names.collect()
-    }
-
-    fn size(&self, name: &'static str, default: u64) -> u64 {
-        let size = self.values(name, |value| match value {
-            Value::Size(size) => Some(*size),
-            _ => None,
-        });
-        size.first().map_or(default, |size| size.value)
+    fn excluded_names(&mut self) -> Vec<Located<String>> {
+        self.utf8(
+            "OnAccessExcludeUname",
+            "a user name in UTF-8",
+            "give the uid with OnAccessExcludeUID",
+        )
     }
 
     fn retries(&mut self) -> u32 {
@@ -262,6 +263,95 @@ impl Reader<'_> {
         Some(path.with(PathBuf::from(&path.value)))
     }
 
+    fn verdicts(&mut self) -> usize {
+        let Some(number) = self.numbers("Verdicts").into_iter().next() else {
+            return count(VERDICTS);
+        };
+        if number.value > MOST_VERDICTS {
+            self.errors.push(ConfigError::TooLarge {
+                at: number.place(),
+                found: number.value.to_string(),
+                limit: MOST_VERDICTS,
+            });
+        }
+        count(number.value.min(MOST_VERDICTS))
+    }
+
+    fn action(&mut self) -> Action {
+        let action = self.texts("Action").into_iter().next();
+        let directory = self.path("Directory");
+        let Some(action) = action else {
+            if let Some(directory) = directory {
+                self.warnings.push(format!(
+                    "{directory}: not used without an Action; write Action = \"move\" or \"copy\""
+                ));
+            }
+            return Action::Nothing;
+        };
+        let into: fn(PathBuf) -> Action = match action.value.as_bytes() {
+            b"none" => return Action::Nothing,
+            b"remove" => return Action::Remove,
+            b"move" => Action::Move,
+            b"copy" => Action::Copy,
+            found => {
+                self.errors.push(bad(
+                    &action,
+                    found,
+                    "an action",
+                    "write none, remove, move or copy",
+                ));
+                return Action::Nothing;
+            }
+        };
+        if let Some(directory) = directory {
+            return into(directory.value);
+        }
+        self.errors.push(ConfigError::Conflict {
+            at: action.place(),
+            problem: "Directory is missing; name where infected files are to go",
+        });
+        Action::Nothing
+    }
+
+    fn log(&mut self) -> LogSettings {
+        LogSettings {
+            file: self.named_file("LogFile"),
+            verbose: self.flag("LogVerbose", false),
+            time: self.flag("LogTime", false),
+            syslog: self.flag("LogSyslog", false),
+            facility: self.facility(),
+            rotate: self.flag("LogRotate", false),
+            max_size: self.size("LogFileMaxSize", u64::MAX),
+        }
+    }
+
+    /// A file that need not be named from / on.
+    fn named_file(&mut self, name: &'static str) -> Option<Located<PathBuf>> {
+        let file = self.texts(name).into_iter().next()?;
+        Some(file.with(PathBuf::from(&file.value)))
+    }
+
+    fn facility(&mut self) -> String {
+        let Some(facility) = self.texts("LogFacility").into_iter().next() else {
+            return FACILITY.to_owned();
+        };
+        let known = FACILITIES.iter().find(|known| {
+            known
+                .as_bytes()
+                .eq_ignore_ascii_case(facility.value.as_bytes())
+        });
+        if let Some(known) = known {
+            return (*known).to_owned();
+        }
+        self.errors.push(bad(
+            &facility,
+            facility.value.as_bytes(),
+            "a facility",
+            "write one of syslog(3), for example LOG_LOCAL6 or LOG_DAEMON",
+        ));
+        FACILITY.to_owned()
+    }
+
     /// A number from 1 to `limit`; out of these bounds, a warning says what is
     /// done instead.
     fn limited(&mut self, name: &'static str, default: u64, limit: u64) -> u64 {
@@ -282,7 +372,7 @@ impl Reader<'_> {
 
     /// An option of clamd that we only read along: 0 has its own meaning to
     /// clamd and is our default, and what is too large is cut without a word.
-    fn clamd_limit(&self, name: &'static str, default: u64, limit: u64) -> u64 {
+    fn clamd_limit(&mut self, name: &'static str, default: u64, limit: u64) -> u64 {
         let number = self.numbers(name).into_iter().next();
         number.map_or(default, |number| match number.value {
             0 => default,
@@ -309,110 +399,141 @@ impl Reader<'_> {
         true
     }
 
-    /// All values of an option whose values must be absolute paths.
-    fn paths(
-        &self,
-        name: &'static str,
-        remedy: &'static str,
-    ) -> Result<Vec<Located<PathBuf>>, ConfigError> {
-        let texts = self.texts(name);
-        texts.iter().map(|path| absolute(path, remedy)).collect()
+    /// One of the words of `W`.
+    fn word<W: ValueEnum + Default>(&mut self, name: &'static str) -> W {
+        let Some(word) = self.texts(name).into_iter().next() else {
+            return W::default();
+        };
+        let found = word.value.to_string_lossy();
+        W::from_str(&found, false).unwrap_or_else(|_| {
+            let words: Vec<_> = W::value_variants()
+                .iter()
+                .filter_map(ValueEnum::to_possible_value)
+                .map(|word| word.get_name().to_owned())
+                .collect();
+            self.errors.push(ConfigError::WrongType {
+                at: word.place(),
+                found: "no known word",
+                wanted: format!("one of {}", words.join(", ")),
+            });
+            W::default()
+        })
     }
 
-    fn flag(&self, name: &'static str) -> bool {
-        self.flags(name).first().is_some_and(|flag| flag.value)
+    pub(super) fn flag(&mut self, name: &'static str, default: bool) -> bool {
+        self.flags(name).first().map_or(default, |flag| flag.value)
     }
 
-    fn flags(&self, name: &'static str) -> Vec<Located<bool>> {
+    fn size(&mut self, name: &'static str, default: u64) -> u64 {
+        let size = self.values(name, |value| match value {
+            Value::Size(size) => Some(*size),
+            _ => None,
+        });
+        size.first().map_or(default, |size| size.value)
+    }
+
+    fn flags(&mut self, name: &'static str) -> Vec<Located<bool>> {
         self.values(name, |value| match value {
             Value::Bool(flag) => Some(*flag),
             _ => None,
         })
     }
 
-    fn numbers(&self, name: &'static str) -> Vec<Located<u64>> {
+    pub(super) fn numbers(&mut self, name: &'static str) -> Vec<Located<u64>> {
         self.values(name, |value| match value {
             Value::Number(number) => Some(*number),
             _ => None,
         })
     }
 
-    fn texts(&self, name: &'static str) -> Vec<Located<OsString>> {
+    pub(super) fn texts(&mut self, name: &'static str) -> Vec<Located<OsString>> {
         self.values(name, |value| match value {
             Value::Text(text) => Some(text.clone()),
             _ => None,
         })
     }
 
-    /// The values of an option in file order, as `take` makes them out.
-    fn values<T>(&self, name: &str, take: impl Fn(&Value) -> Option<T>) -> Vec<Located<T>> {
-        debug_assert!(options::find(name.as_bytes()).is_some(), "{name}");
-        self.entries
-            .iter()
-            .filter(|entry| entry.option.name == name)
-            .map(|entry| {
-                let value = take(&entry.value).expect("the parser gives each option its kind");
-                self.located(entry, value)
-            })
-            .collect()
-    }
-
-    fn located<T>(&self, entry: &Entry, value: T) -> Located<T> {
-        Located {
-            value,
-            file: self.file.to_owned(),
-            line: entry.line,
-            option: entry.option.name,
+    /// All values of an option whose values must be UTF-8.
+    pub(super) fn utf8(
+        &mut self,
+        name: &'static str,
+        wanted: &'static str,
+        remedy: &'static str,
+    ) -> Vec<Located<String>> {
+        let mut out = Vec::new();
+        for text in self.texts(name) {
+            match text.value.to_str() {
+                Some(utf8) => out.push(text.with(utf8.to_owned())),
+                None => self
+                    .errors
+                    .push(bad(&text, text.value.as_bytes(), wanted, remedy)),
+            }
         }
+        out
+    }
+
+    /// Where onacc.toml sets this list to nothing.
+    fn emptied(&self, name: &str) -> Option<&Located<()>> {
+        let mut emptied = self.sources.native.emptied.iter();
+        emptied.find(|list| list.option == name)
+    }
+
+    /// The values of an option, as `take` makes them out, from the source that
+    /// goes before all others that have any.
+    fn values<T>(
+        &mut self,
+        name: &'static str,
+        take: impl Fn(&Value) -> Option<T>,
+    ) -> Vec<Located<T>> {
+        let key = keys::named(name).expect("the table names every option that is read");
+        let values: Vec<Located<T>> = self
+            .entries(key)
+            .iter()
+            .filter_map(|entry| {
+                let by_flag = entry.origin == Origin::CommandLine;
+                Some(Located {
+                    value: take(&entry.value)?,
+                    origin: entry.origin.clone(),
+                    option: key.flag.filter(|_| by_flag).unwrap_or(name),
+                })
+            })
+            .collect();
+        let mut origins: Vec<_> = values.iter().map(|value| value.origin.clone()).collect();
+        if values.is_empty() {
+            origins.extend(self.emptied(name).map(|list| list.origin.clone()));
+        }
+        if !origins.is_empty() {
+            self.origins.insert(name, origins);
+        }
+        values
+    }
+
+    fn entries(&self, key: &keys::Key) -> Vec<Entry> {
+        let flags = self.sources.command_line.iter();
+        let flags = flags.filter(|(name, _)| *name == key.name);
+        let from_flags: Vec<Entry> = flags
+            .map(|(name, value)| Entry {
+                name,
+                value: value.clone(),
+                origin: Origin::CommandLine,
+            })
+            .collect();
+        if !from_flags.is_empty() {
+            return from_flags;
+        }
+        let of = |entries: &[Entry]| -> Vec<Entry> {
+            let entries = entries.iter().filter(|entry| entry.name == key.name);
+            entries.cloned().collect()
+        };
+        let native = of(&self.sources.native.parsed.entries);
+        if !native.is_empty() || self.emptied(key.name).is_some() || !key.in_clamd_conf {
+            return native;
+        }
+        of(&self.sources.clamd_conf.entries)
     }
 }
 
-fn absolute(
-    path: &Located<OsString>,
-    remedy: &'static str,
-) -> Result<Located<PathBuf>, ConfigError> {
-    if path.value.as_bytes().starts_with(b"/") {
-        Ok(path.with(PathBuf::from(&path.value)))
-    } else {
-        let found = path.value.as_bytes();
-        Err(bad(path, found, "an absolute path", remedy))
-    }
-}
-
-fn local_server(socket: &Located<OsString>) -> Result<Located<Server>, ConfigError> {
-    let socket = absolute(socket, "write the whole path of the socket, from / on")?;
-    if socket.value.as_os_str().len() > LONGEST_SOCKET {
-        return Err(bad(
-            &socket,
-            socket.value.as_os_str().as_bytes(),
-            "short enough for a socket",
-            "choose a path of at most 107 bytes, for clamd too",
-        ));
-    }
-    let server = Server::unix(socket.value.clone());
-    Ok(socket.with(server))
-}
-
-/// clamd listens on an address, and may listen on all; we need one to call.
-fn tcp_host(address: &Located<OsString>) -> Result<Host, ConfigError> {
-    let host = address.value.to_str().and_then(|text| text.parse().ok());
-    let callable = match &host {
-        None => false,
-        Some(Host::Ip(ip)) => !ip.is_unspecified() && !ip.is_multicast(),
-        Some(Host::Name(name)) => !name.eq_ignore_ascii_case("any"),
-    };
-    match host {
-        Some(host) if callable => Ok(host),
-        _ => Err(bad(
-            address,
-            address.value.as_bytes(),
-            "an address that can be called",
-            "write the IP address or the name of the machine that clamd runs on, for this one 127.0.0.1",
-        )),
-    }
-}
-
-fn bad<T>(
+pub(super) fn bad<T>(
     at: &Located<T>,
     found: &[u8],
     wanted: &'static str,
@@ -429,4 +550,12 @@ fn bad<T>(
 /// For numbers that a limit has made small.
 fn count(number: u64) -> usize {
     usize::try_from(number).unwrap_or(usize::MAX)
+}
+
+/// The file that is named where something is missing from all.
+pub(super) fn main_file(sources: &Sources) -> &Path {
+    sources
+        .files
+        .first()
+        .map_or(Path::new(crate::config::DEFAULT_FILE), PathBuf::as_path)
 }
