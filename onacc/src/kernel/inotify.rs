@@ -5,6 +5,7 @@
 //! as a plain number. Owns the fd. Must not: block (the fd is non-blocking), or
 //! trust a length in what it reads. The parsers are pure; tested here.
 
+use std::ffi::CStr;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 
 use nix::fcntl::{OFlag, openat};
@@ -12,6 +13,7 @@ use nix::sys::inotify::{InitFlags, Inotify as NixInotify};
 use nix::sys::stat::Mode;
 
 use super::SyscallError;
+use super::directory::InDirectory;
 use super::handle::FileHandle;
 
 /// Number of a watch. The kernel gives them out in order and does not use one
@@ -142,10 +144,21 @@ impl Inotify {
     /// [`WatchError::Exhausted`] if the user has no watch left.
     pub fn watch(&self, directory: BorrowedFd<'_>) -> Result<WatchId, WatchError> {
         let mut name = [0u8; 32];
-        let path = super::procfs::fd_path(directory, &mut name);
+        self.add(super::procfs::fd_path(directory, &mut name), DIRECTORY_MASK)
+    }
+
+    /// Watches the directory of this name in the directory that the thread is
+    /// in. A symlink is refused, not followed.
+    ///
+    /// # Errors
+    /// As [`Self::watch`].
+    pub fn watch_in(&self, _inside: &InDirectory<'_>, name: &CStr) -> Result<WatchId, WatchError> {
+        self.add(name, DIRECTORY_MASK | libc::IN_DONT_FOLLOW)
+    }
+
+    fn add(&self, path: &CStr, mask: u32) -> Result<WatchId, WatchError> {
         // SAFETY: the path is NUL-terminated and lives until after the call.
-        let watch =
-            unsafe { libc::inotify_add_watch(self.0.as_raw_fd(), path.as_ptr(), DIRECTORY_MASK) };
+        let watch = unsafe { libc::inotify_add_watch(self.0.as_raw_fd(), path.as_ptr(), mask) };
         if watch >= 0 {
             return Ok(watch);
         }

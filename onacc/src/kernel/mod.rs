@@ -10,6 +10,7 @@ pub mod accounts;
 pub mod bpf;
 pub mod btf;
 pub mod daemon;
+pub mod directory;
 pub mod fanotify;
 pub mod file;
 pub mod handle;

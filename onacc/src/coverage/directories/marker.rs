@@ -3,10 +3,12 @@
 //! The seam exists to let tests run out of watches without lowering a limit of
 //! the machine. Must not: decide anything.
 
+use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use crate::kernel::SyscallError;
+use crate::kernel::directory::InDirectory;
 use crate::kernel::fanotify::{Group, MarkError};
 use crate::kernel::inotify::{
     Inotify, InotifyBuffer, InotifyEvents, WatchError, WatchId, WatchedInode,
@@ -19,6 +21,16 @@ pub trait Marker {
     /// # Errors
     /// No watch.
     fn watch(&self, directory: &OwnedFd) -> Result<WatchId, WatchError>;
+    /// As [`Inotify::watch_in`].
+    ///
+    /// # Errors
+    /// No watch.
+    fn watch_in(&self, inside: &InDirectory<'_>, name: &CStr) -> Result<WatchId, WatchError>;
+    /// As [`Group::mark_directory_in`].
+    ///
+    /// # Errors
+    /// No mark.
+    fn mark_in(&self, inside: &InDirectory<'_>, name: &CStr) -> Result<(), MarkError>;
     /// As [`Inotify::unwatch`].
     fn unwatch(&self, watch: WatchId);
     /// As [`Group::mark_directory`].
@@ -70,6 +82,14 @@ impl KernelMarker {
 impl Marker for KernelMarker {
     fn watch(&self, directory: &OwnedFd) -> Result<WatchId, WatchError> {
         self.inotify.watch(directory.as_fd())
+    }
+
+    fn watch_in(&self, inside: &InDirectory<'_>, name: &CStr) -> Result<WatchId, WatchError> {
+        self.inotify.watch_in(inside, name)
+    }
+
+    fn mark_in(&self, inside: &InDirectory<'_>, name: &CStr) -> Result<(), MarkError> {
+        self.group.mark_directory_in(inside, name)
     }
 
     fn unwatch(&self, watch: WatchId) {

@@ -20,6 +20,7 @@ mod follow;
 mod marker;
 mod names;
 mod opening;
+mod quick;
 mod tree;
 mod upkeep;
 mod visit;

@@ -130,6 +130,12 @@ impl Names {
         all.any(|named| named == path || below(named, path).is_some())
     }
 
+    /// As [`Self::names_something_below`], but strictly below.
+    pub fn names_something_deeper(&self, path: &[u8]) -> bool {
+        let mut all = self.includes.iter().chain(&self.excludes);
+        all.any(|named| below(named, path).is_some())
+    }
+
     /// Whether what is mounted here matters: it lies in, or on the way to, an
     /// include path.
     pub fn concerns(&self, point: &Path) -> bool {
@@ -168,6 +174,14 @@ pub fn has_mounts(mounts: &MountTable, path: &[u8]) -> bool {
     mounts
         .iter()
         .any(|mount| is_below(mount.point.as_os_str().as_bytes(), path))
+}
+
+/// Mount points strictly below `path`.
+pub fn has_mounts_deeper(mounts: &MountTable, path: &[u8]) -> bool {
+    use std::os::unix::ffi::OsStrExt as _;
+    mounts
+        .iter()
+        .any(|mount| below(mount.point.as_os_str().as_bytes(), path).is_some())
 }
 
 /// The mount points at which one table differs from the other.

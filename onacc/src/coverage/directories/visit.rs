@@ -13,6 +13,7 @@ use nix::sys::stat::{SFlag, fstatat};
 
 use super::names::{self, Plan};
 use super::opening::{is_gone, open_at, open_in};
+use super::quick::Alike;
 use super::tree::{NodeId, State};
 use super::{Directories, Marker, Visit};
 use crate::kernel::fanotify::MarkError;
@@ -30,6 +31,15 @@ enum Identity {
     Known,
     /// Another one.
     New,
+}
+
+/// How a directory is listed.
+#[derive(Clone, Copy)]
+struct Listing {
+    /// Its files are scanned ahead.
+    prescan: bool,
+    /// New sub-directories are judged like itself.
+    alike: Option<Alike>,
 }
 
 /// What became of opening a directory.
@@ -166,8 +176,11 @@ impl<M: Marker> Directories<M> {
                 fresh: visit.fresh || before.fresh,
                 ..visit
             };
-            let prescan = before.fresh && identity != Identity::Known;
-            self.list(below, &fd, prescan);
+            let listing = Listing {
+                prescan: before.fresh && identity != Identity::Known,
+                alike: self.all_alike_below(below, stat),
+            };
+            self.list(below, &fd, listing);
         } else if !plan.whole {
             self.follow_ways(visit);
         }
@@ -350,7 +363,7 @@ impl<M: Marker> Directories<M> {
     }
 
     /// Compares what a directory holds with what is known of it.
-    fn list(&mut self, visit: Visit, fd: &OwnedFd, prescan: bool) {
+    fn list(&mut self, visit: Visit, fd: &OwnedFd, listing: Listing) {
         let dir = open_for_listing(fd.as_fd()).and_then(Dir::from_fd);
         let dir = match dir {
             Ok(dir) => dir,
@@ -358,44 +371,62 @@ impl<M: Marker> Directories<M> {
             Err(errno) => return self.trouble(visit.id, &errno.desc()),
         };
         let comparison = self.tree.begin_comparison();
+        let mut new = Vec::new();
+        let mut failed = None;
         for entry in dir {
             let entry = match entry {
                 Ok(entry) => entry,
-                // Deleted while it was read.
-                Err(Errno::ENOENT) => return,
-                Err(errno) => return self.trouble(visit.id, &errno.desc()),
+                Err(errno) => {
+                    failed = Some(errno);
+                    break;
+                }
             };
             let name = entry.file_name().to_bytes();
             if matches!(name, b"." | b"..") {
                 continue;
             }
             match entry.file_type().or_else(|| type_of(fd, name)) {
-                Some(Type::Directory) => self.listed(visit, name, comparison),
-                Some(Type::File) if prescan => self.prescan_in(visit.id, name, fd),
+                Some(Type::Directory) => match self.listed(visit, name, comparison) {
+                    Some(child) if listing.alike.is_some() => {
+                        new.push((child, entry.file_name().to_owned()));
+                    }
+                    Some(id) => self.push(Visit { id, ..visit }),
+                    None => {}
+                },
+                Some(Type::File) if listing.prescan => self.prescan_in(visit.id, name, fd),
                 _ => {}
             }
         }
-        for gone in self.tree.unseen(visit.id, comparison) {
-            self.leave(gone);
+        if let Some(alike) = listing.alike {
+            self.place_new(visit, fd, alike, &new);
+        }
+        match failed {
+            None => {
+                for gone in self.tree.unseen(visit.id, comparison) {
+                    self.leave(gone);
+                }
+            }
+            // Deleted while it was read.
+            Some(Errno::ENOENT) => {}
+            Some(errno) => self.trouble(visit.id, &errno.desc()),
         }
     }
 
-    /// A sub-directory was seen.
-    fn listed(&mut self, visit: Visit, name: &[u8], comparison: u32) {
+    /// A sub-directory was seen. Returns it if it was not known.
+    fn listed(&mut self, visit: Visit, name: &[u8], comparison: u32) -> Option<NodeId> {
         if let Some(child) = self.tree.child(visit.id, name) {
             self.tree.seen(child, comparison);
             if visit.deep {
                 self.push(Visit { id: child, ..visit });
             }
-            return;
+            return None;
         }
-        if let Some(child) = self.tree.add(visit.id, name) {
-            self.tree.seen(child, comparison);
-            if let Some(state) = self.tree.state_mut(child) {
-                state.fresh = visit.fresh;
-            }
-            self.push(Visit { id: child, ..visit });
+        let child = self.tree.add(visit.id, name)?;
+        self.tree.seen(child, comparison);
+        if let Some(state) = self.tree.state_mut(child) {
+            state.fresh = visit.fresh;
         }
+        Some(child)
     }
 
     /// Looks at the next directories on the way to the include paths, and lets

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use super::group::{Group, GroupKind};
 use crate::kernel::SyscallError;
+use crate::kernel::directory::InDirectory;
 
 /// `FAN_MARK_EVICTABLE` (include/uapi/linux/fanotify.h, since 5.19): the mark
 /// does not pin the inode and goes with it.
@@ -126,6 +127,21 @@ impl Group {
     pub fn mark_directory(&self, directory: BorrowedFd<'_>) -> Result<(), MarkError> {
         let mask = self.event_mask() | libc::FAN_EVENT_ON_CHILD;
         refused(mark(self, libc::FAN_MARK_ADD, mask, At::ProcFd(directory)))
+    }
+
+    /// As [`Self::mark_directory`], for the directory of this name in another
+    /// one. A symlink is refused, not followed.
+    ///
+    /// # Errors
+    /// As [`Self::mark_directory`].
+    pub fn mark_directory_in(
+        &self,
+        inside: &InDirectory<'_>,
+        name: &CStr,
+    ) -> Result<(), MarkError> {
+        let flags = libc::FAN_MARK_ADD | libc::FAN_MARK_DONT_FOLLOW | libc::FAN_MARK_ONLYDIR;
+        let mask = self.event_mask() | libc::FAN_EVENT_ON_CHILD;
+        refused(mark(self, flags, mask, At::Name(inside.fd(), name)))
     }
 
     /// Removes the mark of a directory.
@@ -280,6 +296,8 @@ pub(super) enum At<'a> {
     Fd(BorrowedFd<'a>),
     /// An fd that may be `O_PATH`, which `fanotify_mark` takes by path alone.
     ProcFd(BorrowedFd<'a>),
+    /// A name in a directory.
+    Name(BorrowedFd<'a>, &'a CStr),
     Nothing,
 }
 
@@ -300,6 +318,7 @@ pub(super) fn mark_raw(
             libc::AT_FDCWD,
             Some(crate::kernel::procfs::fd_path(fd, &mut name)),
         ),
+        At::Name(fd, name) => (fd.as_raw_fd(), Some(name)),
         At::Nothing => (libc::AT_FDCWD, Some(c"/")),
     };
     // SAFETY: the path pointer is null (the kernel then takes `dir` itself) or

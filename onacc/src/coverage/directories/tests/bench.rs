@@ -3,6 +3,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ffi::CStr;
 use std::fs;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
@@ -20,6 +21,7 @@ use crate::coverage::directories::{
 };
 use crate::coverage::scratch::{Scratch, marked_inodes, opened, table};
 use crate::kernel::SyscallError;
+use crate::kernel::directory::InDirectory;
 use crate::kernel::fanotify::{FdBudget, Group, GroupKind, MarkError};
 use crate::kernel::inotify::{
     InotifyBuffer, InotifyEvent, InotifyEvents, WatchError, WatchId, WatchedInode,
@@ -39,9 +41,8 @@ pub struct Scarce {
     given: RefCell<BTreeSet<WatchId>>,
 }
 
-impl Marker for Scarce {
-    fn watch(&self, directory: &OwnedFd) -> Result<WatchId, WatchError> {
-        let watch = self.kernel.watch(directory)?;
+impl Scarce {
+    fn count(&self, watch: WatchId) -> Result<WatchId, WatchError> {
         if self.given.borrow().contains(&watch) {
             return Ok(watch);
         }
@@ -52,6 +53,18 @@ impl Marker for Scarce {
         self.left.set(left);
         self.given.borrow_mut().insert(watch);
         Ok(watch)
+    }
+}
+
+impl Marker for Scarce {
+    fn watch(&self, directory: &OwnedFd) -> Result<WatchId, WatchError> {
+        self.count(self.kernel.watch(directory)?)
+    }
+    fn watch_in(&self, inside: &InDirectory<'_>, name: &CStr) -> Result<WatchId, WatchError> {
+        self.count(self.kernel.watch_in(inside, name)?)
+    }
+    fn mark_in(&self, inside: &InDirectory<'_>, name: &CStr) -> Result<(), MarkError> {
+        self.kernel.mark_in(inside, name)
     }
     fn unwatch(&self, watch: WatchId) {
         self.kernel.unwatch(watch);

@@ -1,0 +1,118 @@
+//! Many new sub-directories at once: the first walk's way through a large tree.
+//!
+//! A directory of which nothing is known and in which all is alike (nothing
+//! mounted or named below it) is watched, marked and looked at by its name in
+//! its parent, three system calls without a path. What has no sub-directories
+//! needs no listing; all that is not as plain as that is left to `visit`. Must
+//! not: report trouble (`visit` meets it again and does).
+
+use std::ffi::{CStr, CString};
+use std::os::fd::{AsFd as _, OwnedFd};
+
+use super::names;
+use super::tree::NodeId;
+use super::{Directories, Marker, Visit};
+use crate::kernel::directory::InDirectory;
+use crate::kernel::file::FileStat;
+use crate::kernel::mounts::Mount;
+
+/// Filesystems on which the number of a directory's links tells how many
+/// sub-directories it has (btrfs and overlayfs say 1).
+const COUNTED: [&str; 5] = ["ext2", "ext3", "ext4", "xfs", "tmpfs"];
+
+/// Directories between two signs of life.
+const BEAT_EVERY: usize = 256;
+
+/// The directory whose new sub-directories are placed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Alike {
+    mount: u64,
+    /// Two links mean: no sub-directory.
+    counted: bool,
+}
+
+impl<M: Marker> Directories<M> {
+    /// Whether all that is below the directory at `self.path`, which is followed
+    /// as a whole, is judged like itself.
+    pub(super) fn all_alike_below(&self, visit: Visit, stat: &FileStat) -> Option<Alike> {
+        // Files of a fresh one are scanned, known ones are compared: by `visit`.
+        // Without a watch nothing would tell of a change while this goes on.
+        if visit.fresh || visit.deep || self.tree.watch_of(visit.id).is_none() {
+            return None;
+        }
+        let mounts = &self.policy.mounts;
+        let counted = |mount: &Mount| COUNTED.contains(&mount.kind.as_str());
+        let alike = !self.names.names_something_deeper(&self.path)
+            && !names::has_mounts_deeper(mounts, &self.path);
+        alike.then_some(Alike {
+            mount: stat.mount,
+            counted: mounts.get(stat.mount).is_some_and(counted),
+        })
+    }
+
+    /// Places marks and watches on new sub-directories of the directory `fd`.
+    /// They are in the tree already.
+    pub(super) fn place_new(
+        &mut self,
+        visit: Visit,
+        fd: &OwnedFd,
+        alike: Alike,
+        new: &[(NodeId, CString)],
+    ) {
+        if new.is_empty() {
+            return;
+        }
+        let inside = match InDirectory::enter(fd.as_fd()) {
+            Ok(inside) => Some(inside),
+            Err(error) => {
+                tracing::debug!("onacc: directories are marked one by one: {error}");
+                None
+            }
+        };
+        for (count, (id, name)) in new.iter().enumerate() {
+            if count % BEAT_EVERY == 0 {
+                self.links.heartbeat.beat();
+                self.links.heartbeat.rest();
+            }
+            let done = inside
+                .as_ref()
+                .is_some_and(|inside| self.place_one(inside, alike, *id, name));
+            if !done {
+                self.push(Visit { id: *id, ..visit });
+            }
+        }
+    }
+
+    /// True: it is done. Else `visit` is to look at it.
+    fn place_one(
+        &mut self,
+        inside: &InDirectory<'_>,
+        alike: Alike,
+        id: NodeId,
+        name: &CStr,
+    ) -> bool {
+        let Ok(watch) = self.marker.watch_in(inside, name) else {
+            return false;
+        };
+        // Seen before: bind mounts, moves. `visit` knows what to do.
+        if self.leaving.contains(&watch) || self.tree.nodes_of(watch).next().is_some() {
+            return false;
+        }
+        // After the watch: a sub-directory that is made now is told by it.
+        let Ok(stat) = inside.stat(name) else {
+            return false;
+        };
+        if stat.mount != alike.mount || self.marker.mark_in(inside, name).is_err() {
+            return false;
+        }
+        self.links.counters.directory_marks.up();
+        self.tree.set_watch(id, Some(watch));
+        let leaf = alike.counted && stat.links == 2;
+        if let Some(state) = self.tree.state_mut(id) {
+            state.marked = true;
+            state.settled = leaf;
+            state.whole = leaf;
+        }
+        leaf
+    }
+}
