@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use self::reload::House;
 use crate::commands::cli::Cli;
+use crate::config::modes::MarksMode;
 use crate::config::servers::Address;
 use crate::config::{ConfigErrors, Settings, names};
 use crate::coverage::directories::Reach;
@@ -217,6 +218,7 @@ impl Agent {
         let table = Arc::new(MountTable::read()?);
         let stores_are_seen = plane.is_some() && features.evictable_marks;
         let paths = RealPaths::of(&settings, &table, Tell::Yes)?;
+        tiers::say_marks(settings.marks);
         let policy = Arc::new(first_policy(&settings, (&paths, &table), stores_are_seen));
         let kind = Kind::choose(settings.coverage, settings.disable_ddd, features);
         let prescans = Mailbox::new()?;
@@ -246,7 +248,7 @@ impl Agent {
                 heartbeat: beats[2].clone(),
             },
             plane,
-            (kind == Kind::Filesystem)
+            (kind == Kind::Filesystem && settings.marks != MarksMode::Off)
                 .then(|| tiers::outside_marks(features))
                 .flatten(),
             Arc::clone(&policy),
@@ -433,6 +435,7 @@ fn first_policy(
         max_file_size: settings.max_file_size,
         kinds: Arc::new(HashMap::new()),
         stores_are_seen,
+        marks: settings.marks,
     }
 }
 

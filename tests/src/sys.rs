@@ -43,6 +43,27 @@ pub fn die_with_parent(command: &mut Command) -> &mut Command {
     }
 }
 
+/// Whether the kernel tells which file lies beneath this one of an overlay.
+pub fn overlay_tells_what_is_beneath(file: &File) -> bool {
+    const AT_HANDLE_FID: libc::c_int = 0x200;
+    // struct file_handle with room for 120 bytes.
+    let mut handle = [0u32; 32];
+    handle[0] = 120;
+    let mut mount: libc::c_int = 0;
+    // SAFETY: the handle says truly how many bytes follow its two fields; path
+    // and mount id are live.
+    let result = unsafe {
+        libc::name_to_handle_at(
+            file.as_raw_fd(),
+            c"".as_ptr(),
+            handle.as_mut_ptr().cast(),
+            &raw mut mount,
+            libc::AT_EMPTY_PATH | AT_HANDLE_FID,
+        )
+    };
+    result == 0
+}
+
 /// Makes the calling thread, and no other, one of the given user: user and
 /// group ids, no further groups, no capabilities. There is no way back.
 pub fn become_user_on_this_thread(uid: u32, gid: u32) -> io::Result<()> {

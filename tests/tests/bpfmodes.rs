@@ -5,6 +5,8 @@
 //! `prevention.rs`; one table of cases is run in each mode.
 
 mod common;
+#[path = "common/settle.rs"]
+mod settle;
 
 use std::{
     fs,
@@ -176,6 +178,43 @@ fn with_ebpf_required_the_verdicts_are_the_same_and_clean_files_are_marked() {
     assert!(told["marks_placed"] > 0, "{told:?}");
     let all = agent.counters().unwrap();
     assert!(all["bpf_seen"] > 0 && all["bpf_lost"] == 0, "{all:?}");
+}
+
+#[test]
+fn with_strict_marks_no_change_has_a_window_and_directories_are_ignored() {
+    require_root!();
+    let site = or_skip!(Site::ext4());
+    let agent = start(&site, "--marks=strict").unwrap();
+    assert!(agent.output().contains("tier: marks: strict"));
+    assert_cases(&site);
+    assert_changes_are_refused(&site, Duration::ZERO);
+    site.scratch().mkdir("out");
+    let outside = site.scratch().write("out/file", &clean());
+    settle::settle(&agent, &[&outside]);
+    let told = counters(&agent);
+    assert_eq!(told["marks_placed"], 0);
+    assert!(told["known_clean"] > 0, "answered from memory: {told:?}");
+}
+
+#[test]
+fn with_marks_off_the_kernel_ignores_nothing() {
+    require_root!();
+    let site = or_skip!(Site::ext4());
+    let agent = start(&site, "--marks=off").unwrap();
+    assert!(agent.output().contains("tier: marks: off"));
+    assert_cases(&site);
+    assert_changes_are_refused(&site, Duration::ZERO);
+    let outside = site.scratch().write("outside", &clean());
+    let before = counters(&agent);
+    for _ in 0..20 {
+        assert_opens(&outside);
+    }
+    let after = counters(&agent);
+    assert_eq!(after["events"], before["events"] + 20);
+    assert_eq!(
+        (after["marks_placed"], after["directories_ignored"]),
+        (0, 0)
+    );
 }
 
 /// Hides the kernel's BTF from this thread and its children.

@@ -519,6 +519,42 @@ fn marks_and_verdicts_go_when_clamd_has_another_database() {
 }
 
 #[test]
+fn a_signature_that_clamd_loads_without_a_version_counts_from_then_on() {
+    require_root!();
+    let site = or_skip!(Site::ext4());
+    let version = onacc_tests::clamd::ask(&site.clamd().socket(), "VERSION", LIMIT).unwrap();
+    assert!(!version.contains('/'), "the database has none: {version}");
+    let words = b"harmless until today".repeat(40);
+    let (marked, known) = (site.write("marked", &words), site.write("known", &clean()));
+    let agent = site
+        .agent()
+        .option(&format!(
+            "DatabaseDirectory {}",
+            site.clamd().database().display()
+        ))
+        .start();
+    open_until_marked(&agent, &[marked.clone(), known.clone()]);
+    let hex: String = words[..40]
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    let line = format!("Onacc.Test.Today:0:0:{hex}\n");
+    fs::write(site.clamd().database().join("today.ndb"), line).unwrap();
+    // Not loaded: nothing is judged anew.
+    let before = counters(&agent);
+    for _ in 0..3 {
+        assert_opens(&marked);
+        assert_opens(&known);
+    }
+    assert_eq!(counters(&agent)["scans"], before["scans"]);
+    site.clamd().reload();
+    let took = refused_within(&marked, LIMIT);
+    assert!(took.is_some(), "{:?}", counters(&agent));
+    eprintln!("refused after {took:?}");
+    assert_opens(&known);
+}
+
+#[test]
 fn marks_go_with_the_agent() {
     require_root!();
     let site = or_skip!(Site::ext4());

@@ -11,15 +11,15 @@ mod settle;
 use std::{fs, path::Path, thread, time::Duration};
 
 use common::{
-    LIMIT, Site, assert_opens, assert_refused, clean, counter, infected, marker, open_until_marked,
-    refused_within,
+    FakeSite, LIMIT, NO_LONGER_YOUNG, STORES, Site, WRITES, assert_opens, assert_refused, clean,
+    clean_pages, counter, counters, infected, marker, open_until_marked, refused_within,
 };
 use nix::{
     errno::Errno,
     sched::{CloneFlags, unshare},
     sys::signal::Signal,
 };
-use onacc_tests::{open_within, or_skip, require_root};
+use onacc_tests::{Behaviour, ScratchFs, open_within, or_skip, require_root, skip, sys};
 use settle::{Image, MOUNT_WINDOW, Mounted, opens_within, settle};
 
 /// A file that appears in the scope with a mount is refused within the window.
@@ -328,6 +328,116 @@ fn an_overlay_below_the_include_path_is_protected_in_all_its_layers() {
     assert_eq!(counter(&agent, "timeouts"), 0);
     let took = merged.unmount_within(LIMIT);
     eprintln!("overlay unmounted after {took:?}");
+}
+
+/// Mounts an overlay with these layers, directories in `in`.
+fn overlay(scratch: &ScratchFs, lower: &str, upper: &str, at: &str) -> Mounted {
+    let dirs = [lower, upper, &format!("{upper}.work"), at]
+        .map(|dir| scratch.mkdir(Path::new("in").join(dir)));
+    let [lower, upper, work, at] = &dirs;
+    let options = format!(
+        "lowerdir={},upperdir={},workdir={}",
+        lower.display(),
+        upper.display(),
+        work.display()
+    );
+    Mounted::new("overlay", &options, at)
+}
+
+#[test]
+fn one_scan_serves_the_file_beneath_and_all_overlays_that_share_it() {
+    require_root!();
+    let site = or_skip!(FakeSite::ext4(|_| Behaviour::usual()));
+    site.scratch().mkdir("in/lower");
+    let (good, bad) = (
+        site.write("lower/good", &clean()),
+        site.write("lower/bad", &infected()),
+    );
+    let one = overlay(site.scratch(), "lower", "upper1", "merged1");
+    let two = overlay(site.scratch(), "lower", "upper2", "merged2");
+    if !sys::overlay_tells_what_is_beneath(&fs::File::open(one.join("good")).unwrap()) {
+        skip!("this kernel does not tell what lies beneath a file of an overlay");
+    }
+    thread::sleep(2 * NO_LONGER_YOUNG);
+    let agent = site.agent().start();
+    for _ in 0..3 {
+        for path in [&one.join("good"), &two.join("good"), &good] {
+            assert_opens(path);
+        }
+    }
+    assert_eq!(site.fake().count("FILDES"), 1, "{:?}", counters(&agent));
+    for _ in 0..3 {
+        for path in [&two.join("bad"), &bad, &one.join("bad")] {
+            assert_refused(path);
+        }
+    }
+    assert_eq!(site.fake().count("FILDES"), 2, "{:?}", counters(&agent));
+    // Copied up, it is another file.
+    let mut copied = fs::OpenOptions::new()
+        .append(true)
+        .open(one.join("good"))
+        .unwrap();
+    std::io::Write::write_all(&mut copied, b"more").unwrap();
+    drop(copied);
+    fs::write(one.join("good"), infected()).unwrap();
+    thread::sleep(2 * NO_LONGER_YOUNG);
+    for _ in 0..3 {
+        assert_refused(&one.join("good"));
+        assert_opens(&two.join("good"));
+        assert_opens(&good);
+    }
+    // Of its own, above no other: known, too, and judged anew when written.
+    let own = two.join("own");
+    fs::write(&own, clean()).unwrap();
+    thread::sleep(2 * NO_LONGER_YOUNG);
+    assert_opens(&own);
+    let before = site.fake().count("FILDES");
+    for _ in 0..3 {
+        assert_opens(&own);
+    }
+    assert_eq!(site.fake().count("FILDES"), before);
+    fs::write(&own, infected()).unwrap();
+    assert_refused(&own);
+    assert_eq!(counter(&agent, "timeouts"), 0);
+    drop(agent);
+    one.unmount_within(LIMIT);
+    two.unmount_within(LIMIT);
+}
+
+#[test]
+fn a_known_clean_file_on_an_overlay_that_changes_is_refused_at_once() {
+    require_root!();
+    let site = or_skip!(Site::ext4());
+    let merged = overlay(site.scratch(), "lower", "upper", "merged");
+    let agent = site.agent().start();
+    // The source of a copy would have to be out of scope.
+    let ways: Vec<_> = WRITES
+        .iter()
+        .chain(STORES)
+        .filter(|way| way.name != "copy_file_range")
+        .collect();
+    let paths: Vec<_> = (0..ways.len())
+        .map(|n| {
+            let path = merged.join(format!("file{n}"));
+            fs::write(&path, clean_pages(n)).unwrap();
+            path
+        })
+        .collect();
+    for _ in 0..3 {
+        thread::sleep(2 * NO_LONGER_YOUNG);
+        for path in &paths {
+            assert_opens(path);
+        }
+    }
+    for (way, path) in ways.iter().zip(&paths) {
+        let held = (way.infect)(path);
+        // No window: no mark of the file beneath keeps this event back.
+        assert!(open_refused(path), "{}: {:?}", way.name, counters(&agent));
+        drop(held);
+        assert!(open_refused(path), "{}, closed", way.name);
+    }
+    drop(agent);
+    merged.unmount_within(LIMIT);
 }
 
 /// Runs in a thread with a mount namespace of its own, as a service has it.

@@ -20,11 +20,12 @@ use crate::coverage::paths::{RealPaths, Tell};
 use crate::intake::opens_can_block;
 use crate::kernel::accounts::AccountWatch;
 use crate::kernel::daemon::Readiness;
+use crate::kernel::database::DatabaseWatch;
 use crate::kernel::mounts::{self, MountTable};
 use crate::kernel::signals::{Request, Signals};
 use crate::kernel::wake::sleep;
 use crate::observe::printable;
-use crate::policy::{Policy, lock};
+use crate::policy::{Database, Policy, lock};
 use crate::scan::PrescanMessage;
 
 /// How often names are resolved again though no local file has changed: they
@@ -106,6 +107,8 @@ impl Agent {
     ) -> Result<(), AgentError> {
         let table_file = mounts::open_table()?;
         let accounts = AccountWatch::new()?;
+        let mut database = DatabaseWatch::new(&self.settings.database_directory)?;
+        let mut loading = Database::default();
         if let Some(readiness) = readiness {
             readiness.report();
         }
@@ -114,13 +117,15 @@ impl Agent {
         let mut resolve_at = Instant::now() + RESOLVE_EVERY;
         let mut look_at = Instant::now() + LOOK_EVERY;
         loop {
-            let until = Some(house.wake_at().map_or(look_at, |at| at.min(look_at)));
+            let next = [Some(look_at), house.wake_at(), loading.next()];
+            let until = next.into_iter().flatten().min();
             let ended = self.threads.ended.wake.clone();
-            let [signal, mounts, passwd, end] = sleep(
+            let [signal, mounts, passwd, signatures, end] = sleep(
                 [
                     (signals.as_fd(), PollFlags::POLLIN),
                     (table_file.as_fd(), PollFlags::POLLPRI),
                     (accounts.as_fd(), PollFlags::POLLIN),
+                    (database.as_fd(), PollFlags::POLLIN),
                     (ended.as_fd(), PollFlags::POLLIN),
                 ],
                 until,
@@ -144,6 +149,13 @@ impl Agent {
             }
             if house.may_reload() {
                 self = self.reload(&mut house);
+                database.follow(&self.settings.database_directory);
+            }
+            if signatures || Instant::now() >= look_at {
+                loading.note(database.touched(), Instant::now());
+            }
+            if loading.is_due(Instant::now()) {
+                self.forget_verdicts("clamd's signature database is being read");
             }
             if mounts || Instant::now() >= look_at {
                 self.follow_mounts(mounts);
@@ -201,6 +213,13 @@ impl Agent {
         self.filesystems.let_go(&self.policy.scope, table);
         let filesystems = &self.filesystems;
         self.lanes.let_go(|dev| filesystems.is_marked(dev));
+    }
+
+    /// Files are judged anew, known and marked ones too.
+    fn forget_verdicts(&self, why: &'static str) {
+        lock(&self.verdicts).new_generation();
+        self.counters.generations.up();
+        self.keeper.send(KeeperMessage::Flush(why));
     }
 
     /// Users get other uids.

@@ -15,7 +15,7 @@ use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, V
 use super::foreign;
 use crate::config::CommandLine;
 use crate::config::entry::Value;
-pub use crate::config::modes::{BpfMode, CoverageMode};
+pub use crate::config::modes::{BpfMode, CoverageMode, MarksMode};
 
 /// What stands below the list of options.
 const AFTER_HELP: &str = "\
@@ -152,6 +152,10 @@ pub struct Cli {
     /// What carries the marks [default: auto]
     #[arg(long, value_name = "KIND", value_enum)]
     pub coverage: Option<CoverageMode>,
+
+    /// Which ignore marks the kernel keeps [default: auto]
+    #[arg(long, value_name = "MODE", value_enum)]
+    pub marks: Option<MarksMode>,
 
     /// Print the versions of onacc and of clamd
     #[arg(short = 'V', long, overrides_with = "version")]
@@ -318,6 +322,10 @@ impl Cli {
                 self.coverage.and_then(|mode| mode.to_possible_value()),
             ),
             ("Bpf", self.bpf.and_then(|mode| mode.to_possible_value())),
+            (
+                "Marks",
+                self.marks.and_then(|mode| mode.to_possible_value()),
+            ),
         ];
         for (name, word) in words {
             let word = word.map(|word| Value::Text(word.get_name().into()));

@@ -161,6 +161,7 @@ pub static KEYS: &[Key] = &[
     key("clamd", "StreamMaxLength", Size, "What clamd takes over TCP at most. 0: anything.").clamd().or("100M"),
     key("clamd", "ReadTimeout", Number, "How long clamd keeps a silent session, in seconds.").clamd().or("120"),
     key("clamd", "MaxQueue", Number, "How many scans clamd queues, those running included. At most half of them are used.").clamd().or("100"),
+    key("clamd", "DatabaseDirectory", Text, "Where clamd has its signatures: how onacc notices a database that has no version.").clamd().or("/var/lib/clamav"),
     key("clamd", "TemporaryDirectory", Text, "Where clamd unpacks archives.").clamd().or("none"),
 
     key("server", "Address", Text, "An absolute path for a Unix socket, or HOST:PORT, an IPv6 address in brackets. Needed."),
@@ -175,7 +176,7 @@ pub static KEYS: &[Key] = &[
     key("kernel", "Bpf", Text, "How to use eBPF: auto, off or require; see --bpf in onacc(8).").flag("--bpf").or("auto"),
 
     key("cache", "Verdicts", Number, "How many verdicts are remembered, from 0 to 4194304. With 0 every open that reaches the agent is scanned.").or("65536"),
-    key("cache", "CleanMarks", Bool, "Whether the kernel is told to let repeat opens of clean files through by itself.").or("yes"),
+    key("cache", "Marks", Text, "Which ignore marks the kernel keeps: auto, strict or off; see --marks in onacc(8).").flag("--marks").or("auto"),
 
     key("quarantine", "Action", Text, "What becomes of infected files: none, remove, move or copy.").flag("--remove, --move, --copy").or("none"),
     key("quarantine", "Directory", Text, "Where infected files are moved or copied to. Absolute; needed for move and copy.").flag("--move, --copy").or("none"),

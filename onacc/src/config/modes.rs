@@ -23,6 +23,21 @@ pub enum CoverageMode {
     Mount,
 }
 
+/// Which ignore marks the kernel keeps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum MarksMode {
+    /// On clean files where every change is seen, and on directories out of
+    /// scope: fastest, with a window of microseconds after a store through a
+    /// mapping or a move
+    #[default]
+    Auto,
+    /// None on files that anyone can write: a clean file that is opened again is
+    /// an event, answered from memory where its stamps tell every change
+    Strict,
+    /// None at all: opens out of scope stay events too, and no window is left
+    Off,
+}
+
 /// How eBPF is used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum BpfMode {

@@ -14,7 +14,7 @@ use std::time::Duration;
 pub use super::entry::Located;
 use super::entry::{Origin, Value};
 use super::error::{ConfigError, ConfigErrors};
-use super::modes::{BpfMode, CoverageMode};
+use super::modes::{BpfMode, CoverageMode, MarksMode};
 use super::native::Native;
 use super::patterns::Pattern;
 use super::servers::Server;
@@ -197,13 +197,15 @@ pub struct Settings {
     /// `MaxQueue`: how many scans clamd queues, those running included. At
     /// least 1. Default: 100.
     pub max_queue: usize,
+    /// `DatabaseDirectory`: where clamd has its signatures. Default:
+    /// `/var/lib/clamav`.
+    pub database_directory: PathBuf,
     /// `TemporaryDirectory`: where clamd unpacks. Absolute. Default: clamd's.
     pub temporary_directory: Option<Located<PathBuf>>,
     /// `Verdicts`: how many are remembered. Default: 65,536.
     pub verdicts: usize,
-    /// `CleanMarks`: whether repeat opens of clean files stay in the kernel.
-    /// Default: yes.
-    pub clean_marks: bool,
+    /// `Marks`: which ignore marks the kernel keeps.
+    pub marks: MarksMode,
     /// What becomes of infected files.
     pub action: Action,
     /// How the log is written.

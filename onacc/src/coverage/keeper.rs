@@ -7,6 +7,7 @@
 
 use std::os::fd::AsFd as _;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use nix::poll::PollFlags;
 
@@ -22,6 +23,9 @@ use crate::policy::{Policy, VerdictCache};
 
 /// Inodes that can carry a clean mark at a time; memory is used for those that do.
 pub const MARKS: u32 = 65_536;
+
+/// How long clean files are gathered before they are marked.
+const NAP: Duration = Duration::from_millis(5);
 
 /// A file that was found clean.
 pub type CleanFile = Clean<EventFile>;
@@ -66,6 +70,8 @@ pub struct Keeper {
     counters: Arc<Counters>,
     heartbeat: Heartbeat,
     outside: Option<OutsideMarks>,
+    /// A mark was placed in this round: more are likely to come.
+    placing: bool,
 }
 
 impl Keeper {
@@ -92,6 +98,7 @@ impl Keeper {
             counters: links.counters,
             heartbeat: links.heartbeat,
             outside,
+            placing: false,
         }
     }
 
@@ -105,7 +112,10 @@ impl Keeper {
             self.messages.drain(&mut messages);
             for message in messages.drain(..) {
                 match message {
-                    KeeperMessage::Clean(clean) => self.marks.place(&clean),
+                    KeeperMessage::Clean(clean) => {
+                        self.placing = true;
+                        self.marks.place(&clean);
+                    }
                     KeeperMessage::Watch(dev) => self.watch(dev),
                     KeeperMessage::Policy(policy) => self.follow(policy),
                     KeeperMessage::Outside(directory) => self.learn(&directory),
@@ -116,6 +126,7 @@ impl Keeper {
                 self.marks.take_records();
                 self.take_moves();
             }
+            self.nap();
             self.rest();
         }
     }
@@ -151,6 +162,27 @@ impl Keeper {
         {
             tracing::error!("onacc: eBPF cannot watch a further filesystem: {error}");
             crate::kernel::process::die("a filesystem's stores would not be seen");
+        }
+    }
+
+    /// Files are found clean one after the other, far more often than they are
+    /// opened again at once: a mark can wait a little, so that many are placed
+    /// for one wake-up. What must take a mark away is not kept waiting.
+    fn nap(&mut self) {
+        if !std::mem::take(&mut self.placing) {
+            return;
+        }
+        self.heartbeat.rest();
+        let waker = self.messages.waker().clone();
+        // Where there is nothing to poll the waker stands in, of which nothing is
+        // asked: nobody has been told that this thread sleeps.
+        let none = (waker.as_fd(), PollFlags::empty());
+        let readable = PollFlags::POLLIN;
+        let plane = self.marks.world().records().map(|fd| (fd, readable));
+        let moves = self.outside.as_ref().map(|moves| (moves.as_fd(), readable));
+        let until = Some(Instant::now() + NAP);
+        if let Err(error) = sleep([plane.unwrap_or(none), moves.unwrap_or(none)], until) {
+            tracing::debug!("onacc: {error}");
         }
     }
 

@@ -5,7 +5,7 @@
 
 use super::keeper::MARKS;
 use super::outside::OutsideMarks;
-use crate::config::modes::BpfMode;
+use crate::config::modes::{BpfMode, MarksMode};
 use crate::kernel::bpf::{BpfError, FilterPlane};
 use crate::kernel::fanotify::{MoveWatch, ProbedFeatures};
 
@@ -25,6 +25,22 @@ pub fn say_fanotify(features: ProbedFeatures) {
         }
     };
     tracing::info!("onacc: tier: fanotify: {marks} (probed)");
+}
+
+/// Says which ignore marks the kernel will keep.
+pub fn say_marks(mode: MarksMode) {
+    let words = match mode {
+        MarksMode::Auto => {
+            "auto: the kernel answers for clean files and for directories out of scope, where it can"
+        }
+        MarksMode::Strict => {
+            "strict (--marks=strict): none on files that anyone can write; each repeat open of a clean file is an event, no store goes unseen for a moment"
+        }
+        MarksMode::Off => {
+            "off (--marks=off): none at all; every open on a watched filesystem is an event"
+        }
+    };
+    tracing::info!("onacc: tier: marks: {words}");
 }
 
 /// Directories out of scope can be ignored in the kernel, if it knows how and

@@ -15,10 +15,13 @@ use nix::poll::PollFlags;
 use super::arrears::Arrears;
 use super::scanner::{ScannerIdentity, Strangers};
 use crate::coverage::keeper::{CleanFile, KeeperMessage};
-use crate::kernel::fanotify::{Answer, FdBudget, Group, PendingEvent, ReadBuffer, ReadError};
+use crate::kernel::fanotify::{
+    Answer, EventFile, FdBudget, Group, PendingEvent, ReadBuffer, ReadError,
+};
 use crate::kernel::file::{self, FileStat};
 use crate::kernel::handle::FileHandle;
 use crate::kernel::mounts::Mount;
+use crate::kernel::overlay;
 use crate::kernel::process;
 use crate::kernel::procfs::Proc;
 use crate::kernel::wake::{Mailbox, sleep};
@@ -153,12 +156,12 @@ impl Reader {
                     self.learn_directory();
                 }
             }
-            Verdict::Known(stat, Known::Clean) => {
+            Verdict::Known(subject, Known::Clean) => {
                 event.answer(Answer::Allow);
                 self.links.counters.known_clean.up();
-                self.renew_mark(event, stat);
+                self.renew_mark(event, &subject);
             }
-            Verdict::Known(stat, Known::Infected(signature)) => {
+            Verdict::Known(Subject { stat, .. }, Known::Infected(signature)) => {
                 event.answer(Answer::Deny);
                 self.links.counters.known_infected.up();
                 self.links.jobs.send(Work::KnownInfected {
@@ -167,10 +170,10 @@ impl Reader {
                     signature,
                 });
             }
-            Verdict::Scan(stat) if written => self.prescan(&event, stat),
-            Verdict::Scan(stat) => {
+            Verdict::Scan(subject) if written => self.prescan(&event, subject.stat),
+            Verdict::Scan(subject) => {
                 self.links.counters.scans.up();
-                self.hand_over(event, stat);
+                self.hand_over(event, subject);
             }
             // Dropping it answers by the fail policy.
             Verdict::Unknowable => self.links.counters.scan_errors.up(),
@@ -178,13 +181,15 @@ impl Reader {
         }
     }
 
-    fn hand_over(&mut self, event: PendingEvent, stat: FileStat) {
+    fn hand_over(&mut self, event: PendingEvent, subject: Subject) {
+        let Subject { stat, beneath } = subject;
         self.links.jobs.send(Work::Scan(ScanJob {
             event,
             path: self.path.clone(),
             stat,
-            markable: self.policy.may_mark(&stat),
-            stamps_tell: self.policy.stamps_tell(&stat),
+            markable: beneath.is_none() && self.policy.may_mark(&stat),
+            stamps_tell: beneath.is_some() || self.policy.stamps_tell(&stat),
+            beneath,
             arrived: self.arrived,
             urgency: Urgency::Opener,
             joined: Vec::new(),
@@ -209,8 +214,11 @@ impl Reader {
     }
 
     /// The kernel has dropped the mark of a file that is still the same.
-    fn renew_mark(&mut self, event: PendingEvent, stat: FileStat) {
-        if self.policy.may_mark(&stat)
+    fn renew_mark(&mut self, event: PendingEvent, subject: &Subject) {
+        let stat = subject.stat;
+        // The mark of the file beneath comes with that file's own event.
+        if subject.beneath.is_none()
+            && self.policy.may_mark(&stat)
             && let Some(file) = event.into_file()
         {
             let generation = lock(&self.links.verdicts).generation();
@@ -264,17 +272,49 @@ impl Reader {
         if let Some(reason) = self.judge_place(opened.as_fd(), &stat) {
             return Verdict::Unscanned(reason);
         }
+        let mut subject = Subject {
+            stat,
+            beneath: None,
+        };
         if !event.is_close_after_write() {
-            let known = lock(&self.links.verdicts).get(&stat).cloned();
+            subject = self.subject(opened.as_fd(), subject);
+            let known = lock(&self.links.verdicts).get(&subject.stat).cloned();
             if let Some(known) = known {
-                return Verdict::Known(stat, known);
+                return Verdict::Known(subject, known);
             }
         }
         let identity = &self.links.scanner;
         if self.strangers.is_scanner(identity, tid, Instant::now()) {
             return Verdict::Unscanned(Unscanned::Scanner);
         }
-        Verdict::Scan(stat)
+        Verdict::Scan(subject)
+    }
+
+    /// Of a file on an overlay: the file beneath, where that is certain. One
+    /// verdict then serves both, and all overlays that share a layer.
+    fn subject(&self, file: BorrowedFd<'_>, shown: Subject) -> Subject {
+        let layers = self.policy.layers(&shown.stat);
+        if layers.is_empty() {
+            return shown;
+        }
+        let mut filesystems: Vec<&Mount> = layers
+            .iter()
+            .filter(|layer| layer.is_absolute())
+            .filter_map(|layer| self.policy.mounts.mount_of(layer))
+            .collect();
+        filesystems.dedup_by_key(|mount| mount.dev);
+        let roots = filesystems
+            .iter()
+            .filter_map(|mount| file::open_cached_directory(&mount.point).ok());
+        let found = overlay::beneath(file, &shown.stat, roots);
+        // Its fd must not take the place of an event's.
+        match (found, self.links.budget.try_take()) {
+            (Some(beneath), Some(permit)) => Subject {
+                stat: beneath.stat,
+                beneath: Some(EventFile::new(beneath.file, permit)),
+            },
+            _ => shown,
+        }
     }
 
     /// Leaves the path in `self.path`, empty if there is none.
@@ -359,11 +399,18 @@ impl Reader {
     }
 }
 
+/// What a verdict is about.
+struct Subject {
+    stat: FileStat,
+    /// The file beneath, of which `stat` speaks then.
+    beneath: Option<EventFile>,
+}
+
 enum Verdict {
     Unscanned(Unscanned),
     /// The verdict on this very version is known.
-    Known(FileStat, Known),
-    Scan(FileStat),
+    Known(Subject, Known),
+    Scan(Subject),
     /// The file's identity cannot be asked.
     Unknowable,
     /// The kernel's queue overflowed.

@@ -83,6 +83,16 @@ pub enum FilesystemKind {
     Foreign,
 }
 
+impl FilesystemKind {
+    /// Whether each store into a file changes its stamps.
+    pub fn stamps_tell(self) -> bool {
+        match self {
+            Self::Ext | Self::Stamped | Self::ReadOnly => true,
+            Self::Unstamped | Self::Overlay | Self::Foreign => false,
+        }
+    }
+}
+
 /// Reads the kind by `fstatfs(2)`.
 ///
 /// # Errors

@@ -4,6 +4,7 @@
 //! clean marks are remembered. Must not: make a system call, read a clock, or
 //! use `unsafe` (invariant 11). Tested beside each function.
 
+mod database;
 mod marks;
 mod scope;
 pub mod stamps;
@@ -13,9 +14,11 @@ use std::sync::Arc;
 
 use std::collections::HashMap;
 
+use crate::config::modes::MarksMode;
 use crate::kernel::file::{FileStat, FilesystemKind};
 use crate::kernel::mounts::{Mount, MountTable};
 
+pub use database::Database;
 pub use marks::{MarkTable, Remembered};
 pub use scope::{Scope, Side};
 pub use verdicts::{Verdict, VerdictCache};
@@ -45,6 +48,8 @@ pub struct Policy {
     /// Whether every store into a file of an ext filesystem is seen: the eBPF
     /// program is in force.
     pub stores_are_seen: bool,
+    /// What may carry clean marks.
+    pub marks: MarksMode,
 }
 
 /// Why an open goes on without a scan.
@@ -105,8 +110,8 @@ impl Policy {
     /// be stored into it without the mark going.
     pub fn may_mark(&self, stat: &FileStat) -> bool {
         match self.kind(stat) {
-            FilesystemKind::Ext => self.stores_are_seen,
-            FilesystemKind::ReadOnly => true,
+            FilesystemKind::Ext => self.stores_are_seen && self.marks == MarksMode::Auto,
+            FilesystemKind::ReadOnly => self.marks != MarksMode::Off,
             FilesystemKind::Stamped
             | FilesystemKind::Unstamped
             | FilesystemKind::Overlay
@@ -117,10 +122,17 @@ impl Policy {
     /// Whether each store into this file changes its stamps, so that a verdict
     /// holds as long as they stay.
     pub fn stamps_tell(&self, stat: &FileStat) -> bool {
-        match self.kind(stat) {
-            FilesystemKind::Ext | FilesystemKind::Stamped | FilesystemKind::ReadOnly => true,
-            FilesystemKind::Unstamped | FilesystemKind::Overlay | FilesystemKind::Foreign => false,
+        self.kind(stat).stamps_tell()
+    }
+
+    /// The directories that an overlay is made of, if this file is on one.
+    pub fn layers(&self, stat: &FileStat) -> &[std::path::PathBuf] {
+        if self.kind(stat) != FilesystemKind::Overlay {
+            return &[];
         }
+        let mount = self.mounts.get(stat.mount);
+        let mount = mount.or_else(|| self.mounts.whole(stat.key.dev));
+        mount.map_or(&[], |mount| &mount.layers)
     }
 
     /// By where the file is. `path` is what the kernel calls the opened file,
@@ -159,6 +171,7 @@ mod tests {
                 FilesystemKind::Ext,
             )])),
             stores_are_seen: true,
+            marks: MarksMode::Auto,
         }
     }
 
@@ -214,6 +227,27 @@ mod tests {
         assert!(!policy.stamps_tell(&elsewhere(5)) && policy.stamps_tell(&stat(5)));
         policy.stores_are_seen = false;
         assert!(!policy.may_mark(&stat(5)));
+    }
+
+    #[test]
+    fn strict_marks_what_nobody_can_write_and_off_nothing() {
+        let on = |kind, marks| Policy {
+            kinds: Arc::new(HashMap::from([(onacc_common::kernel_dev(8, 1), kind)])),
+            marks,
+            ..policy()
+        };
+        for (kind, marks, wanted) in [
+            (FilesystemKind::Ext, MarksMode::Auto, true),
+            (FilesystemKind::Ext, MarksMode::Strict, false),
+            (FilesystemKind::Ext, MarksMode::Off, false),
+            (FilesystemKind::ReadOnly, MarksMode::Auto, true),
+            (FilesystemKind::ReadOnly, MarksMode::Strict, true),
+            (FilesystemKind::ReadOnly, MarksMode::Off, false),
+        ] {
+            let policy = on(kind, marks);
+            assert_eq!(policy.may_mark(&stat(5)), wanted, "{kind:?} {marks:?}");
+            assert!(policy.stamps_tell(&stat(5)));
+        }
     }
 
     #[test]

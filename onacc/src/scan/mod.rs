@@ -13,7 +13,7 @@ mod versions;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::kernel::fanotify::{Answer, PendingEvent};
+use crate::kernel::fanotify::{Answer, EventFile, PendingEvent};
 use crate::kernel::file::FileStat;
 
 pub use book::Book;
@@ -29,6 +29,8 @@ pub struct ScanJob {
     pub path: Vec<u8>,
     /// The file, before anything of it was scanned.
     pub stat: FileStat,
+    /// Of a file on an overlay: the file beneath, which `stat` speaks of then.
+    pub beneath: Option<EventFile>,
     /// Whether a clean verdict may become a clean mark.
     pub markable: bool,
     /// Whether each store into the file changes its stamps.

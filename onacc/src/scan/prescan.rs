@@ -79,6 +79,7 @@ impl Prescan {
             event: PendingEvent::unsolicited(opened, permit),
             path,
             stat,
+            beneath: None,
             markable: policy.may_mark(&stat),
             stamps_tell: policy.stamps_tell(&stat),
             arrived: Instant::now(),

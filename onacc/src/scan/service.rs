@@ -207,7 +207,7 @@ impl Service {
             let (Some(file), Some(session)) = (job.event.file(), self.session.as_mut()) else {
                 return;
             };
-            let steady = job.stamps_tell && is_steady(&self.links, &job.stat, file.as_fd());
+            let steady = job.stamps_tell && is_steady(&self.links, job, file.as_fd());
             let stat = job.stat;
             match session.scan(file.as_fd(), token, now) {
                 Ok(Sent::Yes) => {
@@ -377,7 +377,11 @@ impl Service {
     /// steady when the scan began, and is the same now (invariant 6).
     fn keep(&mut self, job: ScanJob, verdict: Verdict, began: Option<(FileStat, u64)>) {
         let markable = job.markable && verdict == Verdict::Clean;
-        let (Some((stat, generation)), Some(file)) = (began, job.event.into_file()) else {
+        let file = match job.beneath {
+            Some(beneath) => Some(beneath),
+            None => job.event.into_file(),
+        };
+        let (Some((stat, generation)), Some(file)) = (began, file) else {
             return;
         };
         let same = file::stat(file.as_fd()).is_ok_and(|now| stamps::same_version(&now, &stat));
@@ -523,12 +527,16 @@ impl Service {
 /// Whether nothing can be stored into this file, from now on, without its stamps
 /// changing: they are old enough, and nobody has a mapping that could take a
 /// store without a page fault.
-fn is_steady(links: &Links, stat: &FileStat, file: BorrowedFd<'_>) -> bool {
-    if stamps::is_young(stat.changed, SystemTime::now()) {
+fn is_steady(links: &Links, job: &ScanJob, file: BorrowedFd<'_>) -> bool {
+    if stamps::is_young(job.stat.changed, SystemTime::now()) {
         links.counters.unmarked_young.up();
         return false;
     }
-    let writers = links.writers.has_writers(file).unwrap_or(true);
+    let writers = match &job.beneath {
+        Some(beneath) => links.writers.has_writers_by_path(beneath.as_fd()),
+        None => links.writers.has_writers(file),
+    };
+    let writers = writers.unwrap_or(true);
     if writers {
         links.counters.unmarked_writers.up();
     }

@@ -19,6 +19,8 @@ use crate::config::entry::{Entry, Located, Origin, Value};
 use crate::config::error::{ConfigError, ConfigErrors, shown};
 use crate::config::keys;
 
+/// `DatabaseDirectory` when it is not set: where clamd is built to look.
+const DATABASE: &str = "/var/lib/clamav";
 /// `OnAccessMaxFileSize` when it is not set, in bytes.
 const MAX_FILE_SIZE: u64 = 5 << 20;
 /// clamd's `StreamMaxLength` when it is not set, in bytes.
@@ -162,8 +164,9 @@ impl Reader<'_> {
             )),
             max_queue: count(self.clamd_limit("MaxQueue", MAX_QUEUE, LONGEST_QUEUE)),
             temporary_directory: self.temporary_directory(),
+            database_directory: self.database_directory(),
             verdicts: self.verdicts(),
-            clean_marks: self.flag("CleanMarks", true),
+            marks: self.word("Marks"),
             action: self.action(),
             log: self.log(),
             pid_file: self.path("PidFile"),
@@ -248,6 +251,12 @@ impl Reader<'_> {
             self.too_large(&retries, MOST_RETRIES);
         }
         u32::try_from(retries.value.min(MOST_RETRIES)).expect("the limit fits")
+    }
+
+    /// A relative one is clamd's own trouble: nothing is watched there.
+    fn database_directory(&mut self) -> PathBuf {
+        let path = self.texts("DatabaseDirectory").into_iter().next();
+        path.map_or_else(|| DATABASE.into(), |path| PathBuf::from(path.value))
     }
 
     fn temporary_directory(&mut self) -> Option<Located<PathBuf>> {

@@ -104,8 +104,9 @@ fn defaults() {
             read_timeout: Duration::from_mins(2),
             max_queue: 100,
             temporary_directory: None,
+            database_directory: "/var/lib/clamav".into(),
             verdicts: 65_536,
-            clean_marks: true,
+            marks: MarksMode::Auto,
             action: Action::Nothing,
             log: LogSettings {
                 facility: "LOG_LOCAL6".into(),

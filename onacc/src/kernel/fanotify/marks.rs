@@ -61,19 +61,22 @@ impl WriterProbe {
     /// # Errors
     /// A failed `fanotify_mark`; the caller then takes it for a yes.
     pub fn has_writers(&self, file: BorrowedFd<'_>) -> Result<bool, SyscallError> {
+        self.ask(At::Fd(file))
+    }
+
+    /// As [`Self::has_writers`], by an fd that may be `O_PATH`.
+    ///
+    /// # Errors
+    /// As [`Self::has_writers`].
+    pub fn has_writers_by_path(&self, file: BorrowedFd<'_>) -> Result<bool, SyscallError> {
+        self.ask(At::ProcFd(file))
+    }
+
+    fn ask(&self, file: At<'_>) -> Result<bool, SyscallError> {
         let bits = libc::FAN_MARK_IGNORED_MASK;
-        mark(
-            &self.0,
-            libc::FAN_MARK_ADD | bits,
-            libc::FAN_CLOSE_NOWRITE,
-            At::Fd(file),
-        )?;
-        match mark(
-            &self.0,
-            libc::FAN_MARK_REMOVE | bits,
-            libc::FAN_CLOSE_NOWRITE,
-            At::Fd(file),
-        ) {
+        let mask = libc::FAN_CLOSE_NOWRITE;
+        mark(&self.0, libc::FAN_MARK_ADD | bits, mask, file)?;
+        match mark(&self.0, libc::FAN_MARK_REMOVE | bits, mask, file) {
             Ok(()) => Ok(false),
             Err(error) if error.errno() == libc::ENOENT => Ok(true),
             Err(error) => Err(error),

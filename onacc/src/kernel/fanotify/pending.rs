@@ -32,7 +32,8 @@ pub struct EventFile {
 }
 
 impl EventFile {
-    pub(super) fn new(fd: OwnedFd, permit: Permit) -> Self {
+    /// An fd that takes a place of the budget as long as it is open.
+    pub fn new(fd: OwnedFd, permit: Permit) -> Self {
         Self {
             fd,
             _permit: permit,

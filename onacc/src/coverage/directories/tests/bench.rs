@@ -108,6 +108,7 @@ pub fn policy(includes: &[PathBuf], excludes: &[PathBuf], mounts: MountTable) ->
         max_file_size: 1 << 20,
         kinds: Arc::new(HashMap::new()),
         stores_are_seen: false,
+        marks: crate::config::modes::MarksMode::Auto,
     })
 }
 
