@@ -534,11 +534,7 @@ fn a_signature_that_clamd_loads_without_a_version_counts_from_then_on() {
         ))
         .start();
     open_until_marked(&agent, &[marked.clone(), known.clone()]);
-    let hex: String = words[..40]
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    let line = format!("Onacc.Test.Today:0:0:{hex}\n");
+    let line = common::signature("Onacc.Test.Today", "0", &words[..40]);
     fs::write(site.clamd().database().join("today.ndb"), line).unwrap();
     // Not loaded: nothing is judged anew.
     let before = counters(&agent);

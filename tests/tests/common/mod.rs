@@ -110,16 +110,22 @@ impl Site {
     }
 }
 
-/// Puts the signature of [`marker`] where a clamd in this directory will find it.
-pub fn write_marker_signature(dir: &Path) {
+/// A line of a signature database: these bytes at this place of a file.
+pub fn signature(name: &str, place: &str, bytes: &[u8]) -> String {
     use std::fmt::Write as _;
-    let mut line = String::from("Onacc.Test.Marker:0:*:");
-    for byte in marker() {
+    let mut line = format!("{name}:0:{place}:");
+    for byte in bytes {
         write!(line, "{byte:02x}").expect("a string takes all");
     }
+    line + "\n"
+}
+
+/// Puts the signature of [`marker`] where a clamd in this directory will find it.
+pub fn write_marker_signature(dir: &Path) {
+    let line = signature("Onacc.Test.Marker", "*", &marker());
     let database = dir.join("db");
     fs::create_dir_all(&database).expect("making clamd's database directory");
-    fs::write(database.join("marker.ndb"), line + "\n").expect("writing a signature");
+    fs::write(database.join("marker.ndb"), line).expect("writing a signature");
 }
 
 /// A filesystem with a protected directory `in`, and a scripted clamd.
