@@ -42,7 +42,7 @@ fn a_migrated_clamd_conf_gives_the_same_settings() {
         OnAccessExcludeRootUID yes\nOnAccessExcludeUname clamav\nOnAccessMaxFileSize 0\n\
         OnAccessCurlTimeout 123\nOnAccessRetryAttempts 2\nOnAccessMaxThreads 8\n\
         OnAccessDenyOnError yes\nOnAccessDisableDDD yes\nOnAccessExtraScanning yes\n\
-        ReadTimeout 33\nMaxQueue 44\nStreamMaxLength 5000\nTemporaryDirectory /t\nLogTime yes\n\
+        ReadTimeout 33\nMaxQueue 44\nStreamMaxLength 5000\nDatabaseDirectory /d\nTemporaryDirectory /t\nLogTime yes\n\
         LogSyslog yes\nLogFacility LOG_USER\nLogRotate yes\nLogFileMaxSize 3G\nLogVerbose yes\n\
         ScanPE no\n";
     let settings = with(all_of_it);
