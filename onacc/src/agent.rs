@@ -3,6 +3,7 @@
 //! The only file that knows every part. Its main thread does what may wait:
 //! name service, mount table, signals. Must not: touch an event.
 
+mod clamds;
 mod house;
 mod reload;
 
@@ -13,10 +14,11 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use self::clamds::{build_pool, fds_of_servers, say_pipeline};
 use self::reload::House;
+use crate::clamd::TlsError;
 use crate::commands::cli::Cli;
 use crate::config::modes::MarksMode;
-use crate::config::servers::Address;
 use crate::config::{ConfigErrors, Settings, names};
 use crate::coverage::directories::Reach;
 use crate::coverage::filesystems::Filesystems;
@@ -34,12 +36,13 @@ use crate::kernel::procfs::Proc;
 use crate::kernel::signals::Signals;
 use crate::kernel::wake::{Mailbox, Wake};
 use crate::kernel::{SyscallError, process};
-use crate::observe::counters::Counters;
+use crate::observe::counters::{Counters, ServerCounters};
 use crate::observe::heartbeat::{self, Heartbeat, Watchdog};
+use crate::observe::latency::Latencies;
 use crate::observe::log::{LogError, Logger, Targets};
 use crate::observe::printable;
 use crate::policy::{Policy, VerdictCache};
-use crate::scan::{Limits, Links, Prescan, PrescanMessage, Prescanner, Service, Work};
+use crate::scan::{Feeders, Limits, Links, Prescan, PrescanMessage, Prescanner, Service, Work};
 
 /// Files that are scanned ahead at a time, or wait for it.
 const MOST_PRESCANS: usize = 64;
@@ -102,9 +105,9 @@ pub enum AgentError {
         "nothing can be protected: no filesystem under an OnAccessIncludePath takes fanotify marks"
     )]
     NothingProtected,
-    /// Only TCP leads to clamd.
-    #[error("LocalSocket is missing, and this version speaks to clamd over LocalSocket only")]
-    NoLocalSocket,
+    /// TLS to a server.
+    #[error("TLS: {0}")]
+    Tls(#[from] TlsError),
     /// A further group, thread or fd.
     #[error(transparent)]
     Lane(#[from] LaneError),
@@ -185,6 +188,8 @@ struct Agent {
     jobs_waker: Mailbox<Work>,
     threads: Threads,
     counters: Arc<Counters>,
+    server_counters: Arc<Vec<ServerCounters>>,
+    latencies: Arc<Latencies>,
     filter_counters: Option<Arc<FilterCounters>>,
 }
 
@@ -205,7 +210,7 @@ impl Agent {
     )]
     fn start(house: &House<'_>, settings: Settings) -> Result<Self, AgentError> {
         let counters = Arc::clone(&house.counters);
-        let in_flight = fd_budget(house.files_each())?;
+        let in_flight = fd_budget(house.files_each(), fds_of_servers(&settings))?;
         let group = Group::new(if settings.prevention {
             GroupKind::Permission
         } else {
@@ -253,17 +258,26 @@ impl Agent {
                 .flatten(),
             Arc::clone(&policy),
         );
+        let (pool, server_counters) = build_pool(&settings, &jobs)?;
+        let server_counters = Arc::new(server_counters);
+        let latencies = Arc::new(Latencies::default());
+        let streams = pool.streams();
         let service = Service::new(
-            limits(&settings, on_failure)?,
+            limits(&settings, on_failure),
+            pool,
             Links {
                 jobs: jobs.clone(),
                 keeper: keeper_messages.clone(),
                 scanner: Arc::clone(&scanner),
                 verdicts: Arc::clone(&verdicts),
                 counters: Arc::clone(&counters),
+                servers: Arc::clone(&server_counters),
+                latencies: Arc::clone(&latencies),
                 writers: WriterProbe::new()?,
                 heartbeat: beats[1].clone(),
                 stop: Arc::clone(&stop),
+                proc: Proc::open()?,
+                feeders: streams.then(|| Feeders::start(&jobs)).transpose()?,
             },
         );
         let prescan = Prescan::new(jobs.clone(), FdBudget::new(MOST_PRESCANS));
@@ -317,6 +331,8 @@ impl Agent {
             jobs_waker: jobs,
             threads,
             counters,
+            server_counters,
+            latencies,
             filter_counters,
             settings,
         };
@@ -378,8 +394,11 @@ impl Agent {
 
     fn stop(self) {
         let (counters, filter) = (Arc::clone(&self.counters), self.filter_counters.clone());
+        let servers = Arc::clone(&self.server_counters);
+        let latencies = Arc::clone(&self.latencies);
         self.end(Instant::now() + STOP_PATIENCE);
         say_counters(&counters, filter.as_deref());
+        say_pipeline(&servers, &latencies);
         tracing::info!("Clamonacc: stopped");
     }
 
@@ -439,30 +458,27 @@ fn first_policy(
     }
 }
 
-fn limits(settings: &Settings, on_failure: Answer) -> Result<Limits, AgentError> {
-    let server = settings.servers.first();
-    let Some(Address::Unix(socket)) = server.map(|server| &server.value.address) else {
-        return Err(AgentError::NoLocalSocket);
-    };
-    Ok(Limits {
-        socket: socket.clone(),
+fn limits(settings: &Settings, on_failure: Answer) -> Limits {
+    Limits {
         bound: settings.bound(),
+        try_timeout: settings.try_timeout,
         retries: settings.retries,
-        // More would block clamd's receiving thread (facts/clamonacc.md, 3).
-        max_scans: settings.max_scans.min((settings.max_queue / 2).max(1)),
+        max_scans: settings.max_scans,
         on_failure,
         read_timeout: settings.read_timeout,
-    })
+        stream_max_length: settings.stream_max_length,
+    }
 }
 
 /// How many events may be in flight under this limit of open files.
-fn fd_budget(open_files: u64) -> Result<usize, AgentError> {
-    let budget = open_files.saturating_sub(OWN_FDS).min(MOST_IN_FLIGHT);
+fn fd_budget(open_files: u64, of_servers: u64) -> Result<usize, AgentError> {
+    let own = OWN_FDS + of_servers;
+    let budget = open_files.saturating_sub(own).min(MOST_IN_FLIGHT);
     match usize::try_from(budget) {
         Ok(budget) if budget >= LEAST_IN_FLIGHT => Ok(budget),
         _ => Err(AgentError::OpenFiles {
             limit: open_files,
-            least: OWN_FDS + LEAST_IN_FLIGHT as u64,
+            least: own + LEAST_IN_FLIGHT as u64,
         }),
     }
 }

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use nix::poll::PollFlags;
 
+use super::clamds::say_pipeline;
 use super::reload::House;
 use super::{Agent, AgentError, excluded_uids, say_counters};
 use crate::coverage::filesystems::NewFilesystem;
@@ -139,6 +140,7 @@ impl Agent {
                         }
                         Request::Counters => {
                             say_counters(&self.counters, self.filter_counters.as_deref());
+                            say_pipeline(&self.server_counters, &self.latencies);
                         }
                         Request::Reload => house.reload_wanted = true,
                         Request::Nothing(number) => {

@@ -297,7 +297,6 @@ impl Cli {
             ("--move", self.move_to.is_some()),
             ("--copy", self.copy_to.is_some()),
             ("--allmatch", self.allmatch),
-            ("--stream", self.stream),
         ];
         let given = flags.iter().filter(|(_, given)| *given);
         given.map(|(name, _)| *name).collect()

@@ -6,9 +6,10 @@
 //! lasts. Tested by `tests/`.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::config::servers::MOST_SERVERS;
 use crate::kernel::procfs::Proc;
 
 /// For how long a thread that is no descendant of clamd is not looked at again.
@@ -19,10 +20,14 @@ const MAX_DEPTH: usize = 24;
 /// Threads remembered as no descendants.
 const MAX_KNOWN: usize = 4096;
 
-/// clamd's process id, learned from clamd itself, shared between the threads.
+/// The process ids of the clamds on this host, learned from themselves, shared
+/// between the threads.
 #[derive(Debug)]
 pub struct ScannerIdentity {
-    pid: AtomicI32,
+    /// By server; 0: not known, or on another host.
+    pids: [AtomicI32; MOST_SERVERS],
+    /// Changes whenever one of them does.
+    epoch: AtomicU32,
     proc: Proc,
 }
 
@@ -30,19 +35,46 @@ impl ScannerIdentity {
     /// Nobody is known yet.
     pub fn new(proc: Proc) -> Self {
         Self {
-            pid: AtomicI32::new(0),
+            pids: [const { AtomicI32::new(0) }; MOST_SERVERS],
+            epoch: AtomicU32::new(0),
             proc,
         }
     }
 
-    /// This process answers on clamd's socket.
-    pub fn learn(&self, pid: i32) {
-        self.pid.store(pid, Ordering::Release);
+    /// This process answers for that server.
+    pub fn learn(&self, server: usize, pid: i32) {
+        if let Some(known) = self.pids.get(server)
+            && known.swap(pid, Ordering::AcqRel) != pid
+        {
+            self.epoch.fetch_add(1, Ordering::AcqRel);
+        }
     }
 
     /// The session is over: the id may soon be somebody else's.
-    pub fn forget(&self) {
-        self.pid.store(0, Ordering::Release);
+    pub fn forget(&self, server: usize) {
+        self.learn(server, 0);
+    }
+
+    fn is_one(&self, pid: i32) -> bool {
+        pid != 0
+            && self
+                .pids
+                .iter()
+                .any(|known| known.load(Ordering::Acquire) == pid)
+    }
+
+    fn knows_nobody(&self) -> bool {
+        self.pids
+            .iter()
+            .all(|known| known.load(Ordering::Acquire) == 0)
+    }
+
+    fn has_thread(&self, tid: i32) -> bool {
+        self.pids
+            .iter()
+            .map(|known| known.load(Ordering::Acquire))
+            .filter(|pid| *pid != 0)
+            .any(|pid| self.proc.is_thread_of(tid, pid))
     }
 
     /// Whether an opener is a clamd that is starting up: its executable is
@@ -59,7 +91,8 @@ impl ScannerIdentity {
 #[derive(Debug, Default)]
 pub struct Strangers {
     known: HashMap<i32, Instant>,
-    clamd: i32,
+    /// Of the identity when they were looked at.
+    epoch: u32,
 }
 
 impl Strangers {
@@ -67,18 +100,18 @@ impl Strangers {
     /// for a known thread, a read of `/proc/<tid>/stat` for each process on the
     /// way up to a known one otherwise.
     pub fn is_scanner(&mut self, identity: &ScannerIdentity, tid: i32, now: Instant) -> bool {
-        let clamd = identity.pid.load(Ordering::Acquire);
-        if clamd == 0 || tid == 0 {
+        let epoch = identity.epoch.load(Ordering::Acquire);
+        if tid == 0 || identity.knows_nobody() {
             return false;
         }
-        if clamd != self.clamd || self.known.len() > MAX_KNOWN {
+        if epoch != self.epoch || self.known.len() > MAX_KNOWN {
             self.known.clear();
-            self.clamd = clamd;
+            self.epoch = epoch;
         }
         if self.is_known(tid, now) {
             return false;
         }
-        if tid == clamd || identity.proc.is_thread_of(tid, clamd) {
+        if identity.is_one(tid) || identity.has_thread(tid) {
             return true;
         }
         let mut way = [0; MAX_DEPTH];
@@ -90,7 +123,7 @@ impl Strangers {
             let Some(stat) = identity.proc.thread_stat(next) else {
                 break;
             };
-            if stat.parent == clamd {
+            if identity.is_one(stat.parent) {
                 return true;
             }
             next = stat.parent;

@@ -190,6 +190,53 @@ pub fn reopen(fd: BorrowedFd<'_>) -> Result<OwnedFd, SyscallError> {
     .map_err(|errno| SyscallError::from_errno("open of /proc/self/fd", errno))
 }
 
+/// What a read that must not wait has got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CachedRead {
+    /// So many bytes; 0: the end of the file.
+    Bytes(usize),
+    /// It would have to wait for the disk, or cannot tell: read elsewhere.
+    WouldWait,
+}
+
+/// Reads at an offset what the kernel has in memory (`RWF_NOWAIT`, preadv2(2)).
+///
+/// # Errors
+/// A failed read.
+pub fn read_cached(
+    fd: BorrowedFd<'_>,
+    offset: u64,
+    buffer: &mut [u8],
+) -> Result<CachedRead, SyscallError> {
+    let parts = libc::iovec {
+        iov_base: buffer.as_mut_ptr().cast(),
+        iov_len: buffer.len(),
+    };
+    let Ok(offset) = libc::off_t::try_from(offset) else {
+        return Ok(CachedRead::Bytes(0));
+    };
+    // SAFETY: the one part is a live, writable buffer of the length that is told.
+    let got = unsafe {
+        libc::preadv2(
+            fd.as_raw_fd(),
+            &raw const parts,
+            1,
+            offset,
+            libc::RWF_NOWAIT,
+        )
+    };
+    if let Ok(got) = usize::try_from(got) {
+        return Ok(CachedRead::Bytes(got));
+    }
+    let error = SyscallError::last("preadv2(RWF_NOWAIT)");
+    match error.errno() {
+        libc::EAGAIN | libc::EOPNOTSUPP | libc::EINTR | libc::EINVAL | libc::ENOSYS => {
+            Ok(CachedRead::WouldWait)
+        }
+        _ => Err(error),
+    }
+}
+
 /// The path of an open file as the kernel tells it (`/proc/self/fd/N`), raw
 /// bytes. `None` if it is longer than `PATH_MAX`. A deleted file's path ends in
 /// ` (deleted)`.
@@ -231,6 +278,20 @@ mod tests {
         assert_eq!(i64::from(ours.changed.nsec), theirs.ctime_nsec());
         assert!(ours.regular && ours.links == 1);
         assert_eq!(path_buf_of(file.as_file()).unwrap(), file.path());
+    }
+
+    #[test]
+    fn what_was_just_written_is_read_without_waiting() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(b"twelve bytes").unwrap();
+        let mut buffer = [0; 8];
+        let mut read = |offset| read_cached(file.as_file().as_fd(), offset, &mut buffer).unwrap();
+        let got = read(7);
+        // A filesystem may not be able to tell.
+        assert!([CachedRead::Bytes(5), CachedRead::WouldWait].contains(&got));
+        let got = read(12);
+        assert!([CachedRead::Bytes(0), CachedRead::WouldWait].contains(&got));
+        assert_eq!(read(u64::MAX), CachedRead::Bytes(0));
     }
 
     #[test]

@@ -51,6 +51,8 @@ pub struct ThreadStat {
     pub parent: i32,
     /// When it started, in clock ticks since boot: tells two users of one id apart.
     pub started: u64,
+    /// Whether it has ended and is only kept for its parent to see.
+    pub ended: bool,
 }
 
 impl Proc {
@@ -101,6 +103,27 @@ impl Proc {
         })
     }
 
+    /// The process that a thread belongs to; `None` if it is gone.
+    pub fn process_of(&self, tid: i32) -> Option<i32> {
+        let mut name = [0u8; 32];
+        let path = format_into(&mut name, format_args!("{tid}/status\0"));
+        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+        let fd = openat(self.0.as_fd(), path, flags, Mode::empty()).ok()?;
+        // The line is among the first; the name before it is at most 64 bytes long.
+        let mut bytes = [0u8; 512];
+        let got = std::fs::File::from(fd).read(&mut bytes).ok()?;
+        let text = String::from_utf8_lossy(&bytes[..got]);
+        text.lines()
+            .find_map(|line| line.strip_prefix("Tgid:"))
+            .and_then(|tgid| tgid.trim().parse().ok())
+    }
+
+    /// Whether a thread has ended, or is about to: who was killed while it waited
+    /// for an answer needs none any more.
+    pub fn has_ended(&self, tid: i32) -> bool {
+        self.thread_stat(tid).is_none_or(|stat| stat.ended)
+    }
+
     /// Parent and start time of a thread; `None` if it is gone.
     pub fn thread_stat(&self, tid: i32) -> Option<ThreadStat> {
         let mut name = [0u8; 32];
@@ -119,9 +142,14 @@ pub fn parse_stat(line: &[u8]) -> Option<ThreadStat> {
     let end = line.iter().rposition(|byte| *byte == b')')?;
     let rest = std::str::from_utf8(line.get(end + 1..)?).ok()?;
     let mut fields = rest.split_ascii_whitespace();
-    let parent = fields.nth(1)?.parse().ok()?;
+    let ended = matches!(fields.next()?, "Z" | "X");
+    let parent = fields.next()?.parse().ok()?;
     let started = fields.nth(17)?.parse().ok()?;
-    Some(ThreadStat { parent, started })
+    Some(ThreadStat {
+        parent,
+        started,
+        ended,
+    })
 }
 
 #[cfg(test)]
@@ -145,6 +173,8 @@ mod tests {
         let exe = proc.executable(tid).unwrap();
         assert_eq!(own.file_name().unwrap().to_str().unwrap(), exe.name);
         assert!(proc.is_thread_of(tid, nix::unistd::getpid().as_raw()));
+        assert_eq!(proc.process_of(tid), Some(nix::unistd::getpid().as_raw()));
+        assert!(!proc.has_ended(tid) && proc.has_ended(-1));
         assert!(!proc.is_thread_of(1, nix::unistd::getpid().as_raw()));
         assert_eq!(proc.effective_uid(-1), None);
     }
@@ -156,7 +186,8 @@ mod tests {
             parse_stat(line),
             Some(ThreadStat {
                 parent: 7,
-                started: 987
+                started: 987,
+                ended: false
             })
         );
     }

@@ -58,6 +58,15 @@ pub fn sleep<const N: usize>(
     until: Option<Instant>,
 ) -> Result<[bool; N], SyscallError> {
     let mut polled = fds.map(|(fd, flags)| PollFd::new(fd, flags));
+    sleep_on(&mut polled, until)?;
+    Ok(std::array::from_fn(|at| is_ready(&polled[at])))
+}
+
+/// As [`sleep`], for fds whose number is not known before.
+///
+/// # Errors
+/// A failed `poll(2)`.
+pub fn sleep_on(fds: &mut [PollFd<'_>], until: Option<Instant>) -> Result<(), SyscallError> {
     let timeout = until.map_or(PollTimeout::NONE, |until| {
         let left = until.saturating_duration_since(Instant::now());
         // Rounded up: a timer that wakes before its time would spin.
@@ -65,13 +74,15 @@ pub fn sleep<const N: usize>(
             u64::try_from((left + Duration::from_micros(999)).as_millis()).unwrap_or(u64::MAX);
         PollTimeout::try_from(millis.min(60_000)).unwrap_or(PollTimeout::MAX)
     });
-    match poll(&mut polled, timeout) {
-        Ok(_) | Err(Errno::EINTR) => {}
-        Err(errno) => return Err(SyscallError::from_errno("poll", errno)),
+    match poll(fds, timeout) {
+        Ok(_) | Err(Errno::EINTR) => Ok(()),
+        Err(errno) => Err(SyscallError::from_errno("poll", errno)),
     }
-    Ok(std::array::from_fn(|at| {
-        polled[at].revents().is_some_and(|got| !got.is_empty())
-    }))
+}
+
+/// Whether an fd has what was asked for, or has failed.
+pub fn is_ready(fd: &PollFd<'_>) -> bool {
+    fd.revents().is_some_and(|got| !got.is_empty())
 }
 
 #[cfg(test)]

@@ -89,8 +89,22 @@ counters! {
     late_verdicts,
     /// Scans sent again.
     retries,
+    /// Openers that were killed while they waited.
+    cancelled,
+    /// Files that were longer than clamd takes in a stream.
+    too_long_to_stream,
+    /// Bytes of files that were sent in streams.
+    streamed_bytes,
     /// Sessions with clamd that were opened.
     sessions,
+    /// Connections that failed.
+    connect_failures,
+    /// Sessions that ended.
+    sessions_lost,
+    /// Scans taken from a server that gave no sign of life and given to another.
+    failed_over,
+    /// Replies that clamd took back by a worse one.
+    taken_back,
     /// Times that the reader found no room in the fd budget.
     budget_waits,
     /// Signature databases seen after the first.
@@ -125,4 +139,37 @@ counters! {
     prescans_dropped,
     /// Log lines lost because the log could not take them.
     log_lines_lost,
+}
+
+/// What became of the scans of one server.
+#[derive(Debug, Default)]
+pub struct ServerCounters {
+    /// Verdict: clean.
+    pub clean: Counter,
+    /// Verdict: infected.
+    pub infected: Counter,
+    /// It could not scan the file.
+    pub errors: Counter,
+    /// Sessions with it that were opened.
+    pub sessions: Counter,
+    /// Sessions with it that ended.
+    pub lost: Counter,
+    /// Bytes of files that were sent to it in streams.
+    pub bytes: Counter,
+}
+
+impl ServerCounters {
+    /// Names and values; `number` counts the servers from 1.
+    pub fn list(&self, number: usize) -> Vec<(String, u64)> {
+        let all = [
+            ("clean", &self.clean),
+            ("infected", &self.infected),
+            ("errors", &self.errors),
+            ("sessions", &self.sessions),
+            ("lost", &self.lost),
+            ("bytes", &self.bytes),
+        ];
+        all.map(|(name, counter)| (format!("server{number}_{name}"), counter.get()))
+            .into()
+    }
 }

@@ -5,6 +5,7 @@
 
 pub mod counters;
 pub mod heartbeat;
+pub mod latency;
 pub mod log;
 mod printable;
 

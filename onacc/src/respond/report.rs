@@ -3,10 +3,9 @@
 //! The wording that scripts grep is clamonacc's (facts/clamonacc.md, 1.3). Must
 //! not: flood; failures beyond a few a second are counted and summed up.
 
-use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::clamd::{ConnectError, SessionError};
+use crate::clamd::SessionError;
 use crate::kernel::fanotify::Answer;
 use crate::observe::printable;
 
@@ -130,39 +129,39 @@ impl FailureLines {
 }
 
 /// The first failed connection of an outage.
-pub fn connection_failed(socket: &Path, error: &ConnectError) {
-    tracing::error!(
-        "ClamClient: Connection to clamd failed, {error} ({}).",
-        printable(socket.as_os_str().as_encoded_bytes())
-    );
+pub fn connection_failed(server: &str, error: &dyn std::error::Error) {
+    tracing::error!("ClamClient: Connection to clamd failed, {error} ({server}).");
 }
 
 /// clamd answers after an outage.
-pub fn reconnected() {
-    tracing::info!("ClamClient: Connection to clamd re-established.");
+pub fn reconnected(server: &str) {
+    tracing::info!("ClamClient: Connection to clamd re-established. ({server})");
 }
 
 /// What clamd says of itself.
-pub fn version(version: &str) {
-    tracing::debug!("onacc: clamd: {}", printable(version.as_bytes()));
+pub fn version(server: &str, version: &str) {
+    tracing::debug!("onacc: {server}: {}", printable(version.as_bytes()));
 }
 
 /// The session ended.
-pub fn session_lost(error: &SessionError) {
-    tracing::warn!("onacc: {error}; what was not judged is sent again");
+pub fn session_lost(server: &str, error: &SessionError) {
+    tracing::warn!(
+        "onacc: {server}: {}; what was not judged is sent again",
+        printable(error.to_string().as_bytes())
+    );
 }
 
 /// clamd does not even answer a ping.
-pub fn stalled(bound: Duration) {
+pub fn stalled(server: &str, bound: Duration) {
     tracing::error!(
-        "onacc: clamd has given no sign of life for {} ms; until it does, opens are answered at once by the fail policy",
+        "onacc: {server}: clamd has given no sign of life for {} ms; until it does, it is not asked, and without another opens are answered at once by the fail policy",
         bound.as_millis()
     );
 }
 
 /// clamd answers again.
-pub fn recovered() {
-    tracing::info!("onacc: clamd gives signs of life again");
+pub fn recovered(server: &str) {
+    tracing::info!("onacc: {server}: clamd gives signs of life again");
 }
 
 #[cfg(test)]

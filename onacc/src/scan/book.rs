@@ -1,4 +1,4 @@
-//! The jobs: which wait, which are with clamd, which are due. Pure.
+//! The jobs: which wait, which are with a clamd, which are due. Pure.
 //!
 //! Must not: look at a clock (the caller says what time it is), or let go of a
 //! job without handing it to the caller, who owes an answer for it.
@@ -6,24 +6,56 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::Instant;
 
-use super::Urgency;
+use super::queue::{Class, Queue};
+
+/// Sessions that one job may see end before it is given up.
+pub const MAX_LOSSES: u32 = 2;
 
 #[derive(Debug)]
 struct Entry<J> {
     job: J,
     state: State,
+    class: Class,
+    /// What it is as soon as somebody waits for it.
+    urgent: Class,
+    opener: u64,
     tries_left: u32,
     /// Sessions that ended while this job was under way.
     losses: u32,
-    urgency: Urgency,
     /// The opener has been answered; the job stays for clamd's late reply.
     answered: bool,
+    /// The server that failed it last.
+    avoid: Option<usize>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Waiting,
-    UnderWay,
+    UnderWay { session: u64, sent: Instant },
+}
+
+impl State {
+    fn session(self) -> Option<u64> {
+        match self {
+            Self::Waiting => None,
+            Self::UnderWay { session, .. } => Some(session),
+        }
+    }
+}
+
+/// A new job's place in line.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    /// Who waits: jobs of one opener take turns with those of others.
+    pub opener: u64,
+    /// Its scan takes long.
+    pub huge: bool,
+}
+
+impl Place {
+    fn class(self) -> Class {
+        if self.huge { Class::Huge } else { Class::Small }
+    }
 }
 
 /// What became of a job whose time is up.
@@ -35,8 +67,16 @@ pub enum Due<'a, J> {
     UnderWay(&'a mut J),
 }
 
-/// Sessions that one job may see end before it is given up.
-pub const MAX_LOSSES: u32 = 2;
+/// A job that a clamd has replied to.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Done<J> {
+    /// The job.
+    pub job: J,
+    /// Its opener was answered before.
+    pub late: bool,
+    /// When it was sent, if it was.
+    pub sent: Option<Instant>,
+}
 
 /// What becomes of the jobs of a lost session.
 #[derive(Debug, PartialEq, Eq)]
@@ -49,15 +89,24 @@ pub struct Lost<J> {
     pub again: u64,
 }
 
+/// Why a session's jobs come back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Blame {
+    /// One of them may have ended it.
+    Jobs,
+    /// They had nothing to do with it.
+    Nobody,
+}
+
 /// All jobs. Tokens are never used twice.
 #[derive(Debug)]
 pub struct Book<J> {
     entries: HashMap<u64, Entry<J>>,
-    /// Openers first, then what nobody waits for.
-    waiting: [VecDeque<u64>; 2],
+    queue: Queue,
     /// In the order of their deadlines: each job has the same time.
     deadlines: VecDeque<(Instant, u64)>,
-    under_way: usize,
+    /// By class.
+    under_way: [usize; 3],
     limit: usize,
     next: u64,
 }
@@ -67,9 +116,9 @@ impl<J> Book<J> {
     pub fn new(limit: usize) -> Self {
         Self {
             entries: HashMap::new(),
-            waiting: [VecDeque::new(), VecDeque::new()],
+            queue: Queue::default(),
             deadlines: VecDeque::new(),
-            under_way: 0,
+            under_way: [0; 3],
             limit: limit.max(1),
             next: 0,
         }
@@ -77,30 +126,33 @@ impl<J> Book<J> {
 
     /// Enters a job that an opener waits for. Deadlines must not go backwards
     /// from call to call; if one does, it is taken for the latest so far.
-    pub fn add(&mut self, job: J, deadline: Instant, tries: u32) -> u64 {
-        let token = self.enter(job, tries, Urgency::Opener);
+    pub fn add(&mut self, job: J, place: Place, deadline: Instant, tries: u32) -> u64 {
+        let token = self.enter(job, place.class(), place, tries);
         self.set_deadline(token, deadline);
         token
     }
 
     /// Enters a job that nobody waits for: it has no deadline and comes last.
-    pub fn add_prescan(&mut self, job: J) -> u64 {
-        self.enter(job, 0, Urgency::Prescan)
+    pub fn add_prescan(&mut self, job: J, place: Place) -> u64 {
+        self.enter(job, Class::Prescan, place, 0)
     }
 
-    fn enter(&mut self, job: J, tries: u32, urgency: Urgency) -> u64 {
+    fn enter(&mut self, job: J, class: Class, place: Place, tries: u32) -> u64 {
         let token = self.next;
         self.next += 1;
         let entry = Entry {
             job,
             state: State::Waiting,
+            class,
+            urgent: place.class(),
+            opener: place.opener,
             tries_left: tries,
             losses: 0,
-            urgency,
             answered: false,
+            avoid: None,
         };
         self.entries.insert(token, entry);
-        self.waiting[queue_of(urgency)].push_back(token);
+        self.queue.push_back(class, place.opener, token);
         token
     }
 
@@ -112,18 +164,23 @@ impl<J> Book<J> {
     /// An opener now waits for this job too: it gets an opener's place and
     /// deadline if it had none. `None` if it is gone or its time was up.
     pub fn join(&mut self, token: u64, deadline: Instant) -> Option<&mut J> {
-        let entry = self.entries.get(&token).filter(|entry| !entry.answered)?;
-        if entry.urgency == Urgency::Prescan {
-            let waits = entry.state == State::Waiting;
-            self.set_deadline(token, deadline);
-            if waits {
-                self.waiting[queue_of(Urgency::Prescan)].retain(|other| *other != token);
-                self.waiting[queue_of(Urgency::Opener)].push_back(token);
-            }
-        }
         let entry = self.entries.get_mut(&token)?;
-        entry.urgency = Urgency::Opener;
-        Some(&mut entry.job)
+        if entry.answered {
+            return None;
+        }
+        if entry.class == Class::Prescan {
+            let before = std::mem::replace(&mut entry.class, entry.urgent);
+            let (class, opener) = (entry.class, entry.opener);
+            if entry.state == State::Waiting {
+                self.queue.remove(before, opener, token);
+                self.queue.push_back(class, opener, token);
+            } else {
+                self.under_way[before as usize] -= 1;
+                self.under_way[class as usize] += 1;
+            }
+            self.set_deadline(token, deadline);
+        }
+        self.entries.get_mut(&token).map(|entry| &mut entry.job)
     }
 
     /// Whether a job waits to be sent.
@@ -133,80 +190,109 @@ impl<J> Book<J> {
             .is_some_and(|entry| entry.state == State::Waiting)
     }
 
-    /// The job that is to be sent next, if one waits and a place is free. The
-    /// last free place is kept for openers.
-    pub fn next_to_send(&mut self) -> Option<(u64, &mut J)> {
-        for urgency in [Urgency::Opener, Urgency::Prescan] {
-            let places = match urgency {
-                Urgency::Opener => self.limit,
-                Urgency::Prescan => self.limit.saturating_sub(1).max(1),
-            };
-            if self.under_way >= places {
-                return None;
-            }
-            let queue = &mut self.waiting[queue_of(urgency)];
-            while let Some(token) = queue.front().copied() {
-                if self.entries.contains_key(&token) {
-                    let entry = self.entries.get_mut(&token)?;
-                    return Some((token, &mut entry.job));
-                }
-                queue.pop_front();
-            }
-        }
-        None
+    /// A job that is in the book.
+    pub fn get(&self, token: u64) -> Option<&J> {
+        self.entries.get(&token).map(|entry| &entry.job)
     }
 
-    /// The job of `next_to_send` is under way.
-    pub fn sent(&mut self, token: u64) {
+    /// The job that is to be sent next, its class, and the server that failed it, if
+    /// one waits and a place is free; `may_go` says for which classes a server has room.
+    /// Of the places, one is kept from prescans and one from huge files.
+    pub fn next_to_send(
+        &mut self,
+        may_go: impl Fn(Class) -> bool,
+    ) -> Option<(u64, Class, &mut J, Option<usize>)> {
+        let all = self.under_way();
+        if all >= self.limit {
+            return None;
+        }
+        let most = self.limit.saturating_sub(1).max(1);
+        let has_place = |class| match class {
+            Class::Small => true,
+            Class::Huge => self.under_way[Class::Huge as usize] < most,
+            Class::Prescan => all < most,
+        };
+        let first = self.queue.first(|class| has_place(class) && may_go(class));
+        let (class, token) = first?;
+        let entry = self.entries.get_mut(&token)?;
+        Some((token, class, &mut entry.job, entry.avoid))
+    }
+
+    /// The job of `next_to_send` is under way in this session.
+    pub fn sent(&mut self, token: u64, session: u64, now: Instant) {
         if let Some(entry) = self.entries.get_mut(&token)
             && entry.state == State::Waiting
         {
-            entry.state = State::UnderWay;
-            self.under_way += 1;
-            let queue = &mut self.waiting[queue_of(entry.urgency)];
-            // It is the first one, but for what has left the book.
-            while let Some(first) = queue.pop_front() {
-                if first == token {
-                    break;
-                }
-            }
+            entry.state = State::UnderWay { session, sent: now };
+            self.under_way[entry.class as usize] += 1;
+            let popped = self.queue.pop(entry.class);
+            debug_assert_eq!(popped, Some(token), "what is sent was first in line");
         }
     }
 
-    /// clamd has replied: the job, and whether its opener was already answered.
-    pub fn done(&mut self, token: u64) -> Option<(J, bool)> {
+    fn leave(&mut self, token: u64) -> Option<Entry<J>> {
         let entry = self.entries.remove(&token)?;
-        if entry.state == State::UnderWay {
-            self.under_way -= 1;
+        match entry.state {
+            State::Waiting => self.queue.remove(entry.class, entry.opener, token),
+            State::UnderWay { .. } => self.under_way[entry.class as usize] -= 1,
         }
-        Some((entry.job, entry.answered))
+        Some(entry)
     }
 
-    /// clamd could not scan it: back into the queue if a try is left. False:
+    /// A job leaves without a reply.
+    pub fn remove(&mut self, token: u64) -> Option<J> {
+        self.leave(token).map(|entry| entry.job)
+    }
+
+    /// clamd has replied, in this session; `None` if the job is not under way there.
+    pub fn done(&mut self, token: u64, session: u64) -> Option<Done<J>> {
+        self.entries
+            .get(&token)
+            .filter(|entry| entry.state.session() == Some(session))?;
+        let entry = self.leave(token)?;
+        Some(Done {
+            job: entry.job,
+            late: entry.answered,
+            sent: match entry.state {
+                State::Waiting => None,
+                State::UnderWay { sent, .. } => Some(sent),
+            },
+        })
+    }
+
+    /// A server could not scan it: back into the queue if a try is left. False:
     /// none is, or nobody waits for it any more; it is still in the book.
-    pub fn retry(&mut self, token: u64) -> bool {
+    pub fn retry(&mut self, token: u64, session: u64, server: usize) -> bool {
         let Some(entry) = self.entries.get_mut(&token) else {
             return false;
         };
-        if entry.answered || entry.tries_left == 0 || entry.state != State::UnderWay {
+        let here = entry.state.session() == Some(session);
+        if entry.answered || entry.tries_left == 0 || !here {
             return false;
         }
         entry.tries_left -= 1;
-        entry.state = State::Waiting;
-        self.under_way -= 1;
-        let queue = queue_of(entry.urgency);
-        self.waiting[queue].push_front(token);
+        self.put_back(token, server);
         true
     }
 
-    /// The session is lost: what was under way and is still waited for goes back
-    /// to the head of the queue, in its old order. A lost session is no try, but
-    /// a job that has lost [`MAX_LOSSES`] may be what ends them.
-    pub fn session_lost(&mut self) -> Lost<J> {
+    /// What was under way is to be sent again, to another server if there is one.
+    fn put_back(&mut self, token: u64, server: usize) {
+        if let Some(entry) = self.entries.get_mut(&token) {
+            self.under_way[entry.class as usize] -= 1;
+            entry.state = State::Waiting;
+            entry.avoid = Some(server);
+            self.queue.push_front(entry.class, entry.opener, token);
+        }
+    }
+
+    /// A session is lost: what was under way in it and is still waited for goes
+    /// back to the head of the queue, in its old order. A lost session is no try,
+    /// but a job that has lost [`MAX_LOSSES`] may be what ends them.
+    pub fn session_lost(&mut self, session: u64, server: usize, blame: Blame) -> Lost<J> {
         let mut tokens: Vec<u64> = self
             .entries
             .iter()
-            .filter(|(_, entry)| entry.state == State::UnderWay)
+            .filter(|(_, entry)| entry.state.session() == Some(session))
             .map(|(token, _)| *token)
             .collect();
         tokens.sort_unstable();
@@ -216,70 +302,105 @@ impl<J> Book<J> {
             again: 0,
         };
         for token in tokens.into_iter().rev() {
-            let Some(mut entry) = self.entries.remove(&token) else {
+            let Some(entry) = self.entries.get_mut(&token) else {
                 continue;
             };
-            entry.losses += 1;
-            if entry.answered {
-                lost.unwanted.push((token, entry.job));
-            } else if entry.losses >= MAX_LOSSES {
-                lost.failed.push((token, entry.job));
-            } else {
-                entry.state = State::Waiting;
-                let queue = queue_of(entry.urgency);
-                self.entries.insert(token, entry);
-                self.waiting[queue].push_front(token);
+            entry.losses += u32::from(blame == Blame::Jobs);
+            let (answered, given_up) = (entry.answered, entry.losses >= MAX_LOSSES);
+            if !answered && !given_up {
+                self.put_back(token, server);
                 lost.again += 1;
+            } else if let Some(entry) = self.leave(token) {
+                let gone = if answered {
+                    &mut lost.unwanted
+                } else {
+                    &mut lost.failed
+                };
+                gone.push((token, entry.job));
             }
         }
-        self.under_way = 0;
         lost
     }
 
-    /// clamd is not to be had: every waiting job without a try left is handed
+    /// No clamd is to be had: every waiting job without a try left is handed
     /// out. If connecting `was_tried` just now, the others lose a try.
     pub fn unreachable(&mut self, was_tried: bool) -> Vec<(u64, J)> {
-        let mut failed = Vec::new();
-        for queue in &mut self.waiting {
-            queue.retain(|token| match self.entries.get_mut(token) {
-                Some(entry) if entry.tries_left > 0 => {
-                    entry.tries_left -= u32::from(was_tried);
-                    true
-                }
-                Some(_) => {
-                    failed.extend(self.entries.remove(token).map(|entry| (*token, entry.job)));
-                    false
-                }
-                None => false,
-            });
+        let mut tokens = Vec::new();
+        for (token, entry) in &mut self.entries {
+            if entry.state != State::Waiting {
+                continue;
+            }
+            if entry.tries_left == 0 {
+                tokens.push(*token);
+            } else {
+                entry.tries_left -= u32::from(was_tried);
+            }
         }
-        failed
+        tokens.sort_unstable();
+        tokens
+            .into_iter()
+            .filter_map(|token| Some((token, self.leave(token)?.job)))
+            .collect()
     }
 
     /// One job whose deadline has come; call until `None`.
     pub fn next_due(&mut self, now: Instant) -> Option<Due<'_, J>> {
         loop {
             let (deadline, token) = *self.deadlines.front()?;
-            let entry = self.entries.get(&token);
-            let open = entry.is_some_and(|entry| !entry.answered);
-            if open && deadline > now {
+            let entry = self.entries.get(&token).filter(|entry| !entry.answered);
+            if entry.is_some() && deadline > now {
                 return None;
             }
             self.deadlines.pop_front();
-            if !open {
+            match entry.map(|entry| entry.state) {
+                None => {}
+                Some(State::Waiting) => {
+                    return self
+                        .leave(token)
+                        .map(|entry| Due::Waiting(token, entry.job));
+                }
+                Some(State::UnderWay { .. }) => {
+                    return self.entries.get_mut(&token).map(|entry| {
+                        entry.answered = true;
+                        Due::UnderWay(&mut entry.job)
+                    });
+                }
+            }
+        }
+    }
+
+    /// Looks after some of those that are waited for, from the `from`th on: `gone`
+    /// says whether nobody waits for a job any more. What was not sent yet leaves
+    /// the book; what is under way stays for its verdict. Returns those that left,
+    /// and where to go on the next time.
+    pub fn look_after(
+        &mut self,
+        (from, count): (usize, usize),
+        mut gone: impl FnMut(&mut J) -> bool,
+    ) -> (Vec<(u64, J)>, usize) {
+        let from = if from < self.deadlines.len() { from } else { 0 };
+        let tokens: Vec<u64> = self
+            .deadlines
+            .range(from..)
+            .take(count)
+            .map(|(_, t)| *t)
+            .collect();
+        let next = from + tokens.len();
+        let mut left = Vec::new();
+        for token in tokens {
+            let Some(entry) = self.entries.get_mut(&token) else {
+                continue;
+            };
+            if entry.answered || !gone(&mut entry.job) {
                 continue;
             }
-            if entry.is_some_and(|entry| entry.state == State::Waiting) {
-                return self
-                    .entries
-                    .remove(&token)
-                    .map(|entry| Due::Waiting(token, entry.job));
-            }
-            return self.entries.get_mut(&token).map(|entry| {
+            if entry.state == State::Waiting {
+                left.extend(self.leave(token).map(|entry| (token, entry.job)));
+            } else {
                 entry.answered = true;
-                Due::UnderWay(&mut entry.job)
-            });
+            }
         }
+        (left, next)
     }
 
     /// When the next deadline comes, as far as is known (it may be one of a job
@@ -290,227 +411,19 @@ impl<J> Book<J> {
 
     /// Jobs under way.
     pub fn under_way(&self) -> usize {
-        self.under_way
+        self.under_way.iter().sum()
+    }
+
+    /// Whether a job that is sent now would go at once.
+    pub fn has_room(&self) -> bool {
+        self.queue.is_empty() && self.under_way() < self.limit
     }
 
     /// Whether a job waits to be sent.
     pub fn has_waiting(&self) -> bool {
-        self.waiting
-            .iter()
-            .flatten()
-            .any(|token| self.entries.contains_key(token))
-    }
-}
-
-fn queue_of(urgency: Urgency) -> usize {
-    match urgency {
-        Urgency::Opener => 0,
-        Urgency::Prescan => 1,
+        !self.queue.is_empty()
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-    use std::time::Duration;
-
-    #[test]
-    fn no_more_are_under_way_than_the_limit() {
-        let now = Instant::now();
-        let mut book = Book::new(2);
-        for job in 0..3 {
-            book.add(job, now, 0);
-        }
-        for _ in 0..2 {
-            let (token, _) = book.next_to_send().unwrap();
-            book.sent(token);
-        }
-        assert!(book.next_to_send().is_none());
-        assert_eq!(book.done(0), Some((0, false)));
-        assert_eq!(book.next_to_send().map(|(token, _)| token), Some(2));
-    }
-
-    #[test]
-    fn a_due_job_under_way_is_answered_once_and_keeps_its_place() {
-        let now = Instant::now();
-        let mut book = Book::new(1);
-        book.add('a', now, 0);
-        book.add('b', now, 0);
-        let (token, _) = book.next_to_send().unwrap();
-        book.sent(token);
-        assert_eq!(book.next_due(now), Some(Due::UnderWay(&mut 'a')));
-        assert_eq!(book.next_due(now), Some(Due::Waiting(1, 'b')));
-        assert_eq!(book.next_due(now), None);
-        assert_eq!(book.under_way(), 1);
-        assert_eq!(book.done(token), Some(('a', true)));
-        assert_eq!(book.under_way(), 0);
-    }
-
-    #[test]
-    fn a_lost_session_puts_the_jobs_back_in_order_and_drops_the_unwanted() {
-        let now = Instant::now();
-        let later = now + Duration::from_secs(9);
-        let mut book = Book::new(8);
-        for (job, deadline) in [('a', now), ('b', later), ('c', later), ('d', later)] {
-            book.add(job, deadline, 0);
-        }
-        for _ in 0..3 {
-            let (token, _) = book.next_to_send().unwrap();
-            book.sent(token);
-        }
-        assert!(matches!(book.next_due(now), Some(Due::UnderWay('a'))));
-        let lost = book.session_lost();
-        assert_eq!(
-            (lost.unwanted, lost.failed, lost.again),
-            (vec![(0, 'a')], vec![], 2)
-        );
-        let order: Vec<char> = std::iter::from_fn(|| {
-            let (token, job) = book.next_to_send()?;
-            let job = *job;
-            book.sent(token);
-            Some(job)
-        })
-        .collect();
-        assert_eq!(order, ['b', 'c', 'd']);
-        let lost = book.session_lost();
-        assert_eq!((lost.failed, lost.again), (vec![(2, 'c'), (1, 'b')], 1));
-    }
-
-    #[test]
-    fn tries_are_counted() {
-        let now = Instant::now();
-        let mut book = Book::new(1);
-        let token = book.add('a', now, 1);
-        book.sent(token);
-        assert!(book.retry(token));
-        assert!(book.unreachable(true) == [(token, 'a')]);
-        let token = book.add('b', now, 1);
-        assert!(book.unreachable(false).is_empty() && book.unreachable(true).is_empty());
-        assert!(book.unreachable(false) == [(token, 'b')] && book.done(token).is_none());
-    }
-
-    #[test]
-    fn openers_come_first_and_keep_a_place() {
-        let now = Instant::now();
-        let mut book = Book::new(2);
-        book.add_prescan('p');
-        book.add_prescan('q');
-        book.add('a', now, 0);
-        let mut send = || {
-            let (token, job) = book.next_to_send()?;
-            let job = *job;
-            book.sent(token);
-            Some(job)
-        };
-        assert_eq!(send(), Some('a'));
-        assert_eq!(send(), None, "the last place is an opener's");
-        book.done(2);
-        assert!(matches!(book.next_to_send(), Some((0, 'p'))));
-    }
-
-    #[test]
-    fn an_opener_that_joins_a_prescan_brings_urgency_and_deadline() {
-        let now = Instant::now();
-        let mut book = Book::new(2);
-        book.add_prescan('p');
-        let late = book.add_prescan('q');
-        assert_eq!(book.next_due(now), None);
-        assert_eq!(book.join(late, now), Some(&mut 'q'));
-        assert!(matches!(book.next_to_send(), Some((_, 'q'))));
-        assert_eq!(book.next_due(now), Some(Due::Waiting(late, 'q')));
-        assert_eq!(book.join(late, now), None);
-    }
-
-    #[derive(Clone, Debug)]
-    enum Step {
-        Add,
-        Send,
-        Done(u8),
-        Retry(u8),
-        Lost,
-        Unreachable(bool),
-        Time(u8),
-    }
-
-    fn steps() -> impl Strategy<Value = Vec<Step>> {
-        let step = prop_oneof![
-            4 => Just(Step::Add),
-            4 => Just(Step::Send),
-            3 => any::<u8>().prop_map(Step::Done),
-            2 => any::<u8>().prop_map(Step::Retry),
-            1 => Just(Step::Lost),
-            1 => any::<bool>().prop_map(Step::Unreachable),
-            2 => any::<u8>().prop_map(Step::Time),
-        ];
-        proptest::collection::vec(step, 0..200)
-    }
-
-    proptest! {
-        /// Every opener gets exactly one answer, whatever happens, and none
-        /// after its deadline has been looked at.
-        #[test]
-        fn each_job_is_answered_exactly_once(steps in steps()) {
-            let start = Instant::now();
-            let mut now = start;
-            let mut book: Book<usize> = Book::new(3);
-            let mut answers: Vec<u32> = Vec::new();
-            for step in steps {
-                match step {
-                    Step::Add => {
-                        book.add(answers.len(), now + Duration::from_millis(100), 1);
-                        answers.push(0);
-                    }
-                    Step::Send => {
-                        if let Some(token) = book.next_to_send().map(|(token, _)| token) {
-                            book.sent(token);
-                        }
-                    }
-                    Step::Done(n) => {
-                        let token = u64::from(n) % (answers.len() as u64 + 1);
-                        if let Some((job, answered)) = book.done(token) && !answered {
-                            answers[job] += 1;
-                        }
-                    }
-                    Step::Retry(n) => {
-                        book.retry(u64::from(n) % (answers.len() as u64 + 1));
-                    }
-                    Step::Lost => {
-                        let lost = book.session_lost();
-                        for (_, job) in lost.unwanted {
-                            prop_assert_eq!(answers[job], 1);
-                        }
-                        for (_, job) in lost.failed {
-                            answers[job] += 1;
-                        }
-                    }
-                    Step::Unreachable(was_tried) => {
-                        for (_, job) in book.unreachable(was_tried) {
-                            answers[job] += 1;
-                        }
-                    }
-                    Step::Time(millis) => {
-                        now += Duration::from_millis(u64::from(millis));
-                        while let Some(due) = book.next_due(now) {
-                            let job = match due {
-                                Due::Waiting(_, job) => job,
-                                Due::UnderWay(job) => *job,
-                            };
-                            answers[job] += 1;
-                        }
-                    }
-                }
-                prop_assert!(book.under_way() <= 3);
-                prop_assert!(answers.iter().all(|count| *count <= 1));
-            }
-            while let Some(due) = book.next_due(now + Duration::from_secs(1)) {
-                let job = match due {
-                    Due::Waiting(_, job) => job,
-                    Due::UnderWay(job) => *job,
-                };
-                answers[job] += 1;
-            }
-            prop_assert!(answers.iter().all(|count| *count == 1), "{:?}", answers);
-        }
-    }
-}
+mod tests;

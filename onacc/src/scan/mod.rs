@@ -1,12 +1,19 @@
 //! From an event that needs a verdict to its answer: order, limits, deadlines.
 //!
-//! `book` keeps the jobs (pure), `service` is the thread that speaks with clamd
-//! and answers. Must not: place marks (`coverage/`) or write logs on the way to
+//! `book` keeps the jobs and `queue` their order (pure), `service` is the thread
+//! that speaks with the clamds and answers, `pool` knows which clamd is to be asked.
+//! `resolver` and `feeder` are threads for what the service must not wait for. Must not: place marks (`coverage/`) or write logs on the way to
 //! an answer (invariant 3).
 
 mod aftermath;
+mod backoff;
 mod book;
+mod feeder;
+mod pool;
 mod prescan;
+mod queue;
+mod resolver;
+mod server;
 mod service;
 mod versions;
 
@@ -16,8 +23,11 @@ use std::time::Instant;
 use crate::kernel::fanotify::{Answer, EventFile, PendingEvent};
 use crate::kernel::file::FileStat;
 
-pub use book::Book;
+pub use feeder::{Chunk, Feeders};
+pub use pool::Pool;
 pub use prescan::{Prescan, PrescanMessage, PrescanRefused, Prescanner, Written};
+pub use resolver::{Resolver, socket_inode};
+pub use server::{MOST_STREAMS, ServerState};
 pub use service::{Limits, Links, Service};
 
 /// An event on its way to clamd.
@@ -60,9 +70,11 @@ pub struct Joined {
     pub event: PendingEvent,
     /// The path that this opener used.
     pub path: Vec<u8>,
+    /// When the reader saw the event.
+    pub arrived: Instant,
 }
 
-/// What the reader and the prescans hand over.
+/// What the reader, the prescans and the service's own helpers hand over.
 #[derive(Debug)]
 pub enum Work {
     /// To be scanned.
@@ -76,6 +88,12 @@ pub enum Work {
         /// The signature's name.
         signature: Arc<str>,
     },
+    /// The name of a server, by its number, was looked up.
+    Resolved(usize, std::io::Result<Vec<std::net::SocketAddr>>),
+    /// This process of this host holds the other end of a connection to a server.
+    Peer(usize, i32),
+    /// A piece of a file that was not in memory.
+    Chunk(Chunk),
 }
 
 /// How urgent a job is.

@@ -1,49 +1,54 @@
-//! The thread that speaks with clamd and answers the openers.
+//! The thread that speaks with the clamds and answers the openers.
 //!
-//! One loop, no lock, no wait but in `poll(2)`: takes jobs in, hands files to
-//! clamd, answers as replies come, and at the deadline answers by the fail
-//! policy. Answers first; marks, log and counters of it come after (invariant
-//! 3). Must not: place marks or open a file. Tested by `tests/`.
+//! One loop, no wait but in `poll(2)`: takes jobs in, hands files to a clamd,
+//! answers as replies come, and at the deadline answers by the fail policy.
+//! Answers first; marks, log and counters of it come after (invariant 3). Names
+//! and cold files are read by other threads. Must not: place marks or open a
+//! file. What becomes of a job stands in `service/outcome.rs`, sessions in
+//! `service/sessions.rs`. Tested by `tests/`.
+
+mod outcome;
+mod sessions;
 
 use std::os::fd::{AsFd as _, BorrowedFd};
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
-use nix::poll::PollFlags;
+use nix::poll::{PollFd, PollFlags};
 
 use super::aftermath::{After, Aftermath};
-use super::book::{Book, Due};
+use super::book::{Book, Place};
+use super::feeder::Feeders;
+use super::pool::Pool;
 use super::versions::Versions;
 use super::{Joined, ScanJob, Urgency, Work};
-use crate::clamd::protocol::Reply;
-use crate::clamd::{ConnectError, Received, Sent, Session, SessionError};
-use crate::coverage::keeper::{CleanFile, KeeperMessage};
+use crate::clamd::Sent;
+use crate::config::servers::Transfer;
+use crate::coverage::keeper::KeeperMessage;
 use crate::intake::ScannerIdentity;
 use crate::kernel::fanotify::{Answer, WriterProbe};
-use crate::kernel::file::{self, FileStat};
-use crate::kernel::wake::{Mailbox, sleep};
-use crate::observe::counters::Counters;
+use crate::kernel::procfs::Proc;
+use crate::kernel::wake::{Mailbox, is_ready, sleep_on};
+use crate::observe::counters::{Counters, ServerCounters};
 use crate::observe::heartbeat::Heartbeat;
-use crate::policy::{Verdict, VerdictCache, lock, stamps};
-use crate::respond::report::{self, Failure};
+use crate::observe::latency::{Latencies, Span};
+use crate::policy::{VerdictCache, lock, stamps};
+use crate::respond::report::Failure;
 
-/// First pause after a failed connection; doubled up to [`LONGEST_PAUSE`].
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-/// Silence, with scans under way, after which clamd is asked for a sign of life.
-const SILENCE: Duration = Duration::from_millis(500);
-
-/// How often clamd is asked for the version of its database.
-const VERSION_EVERY: Duration = Duration::from_secs(5);
+/// A scan of a file from this size on takes long: short ones go first.
+const HUGE: u64 = 1 << 20;
+/// How often openers that wait are looked after, in case they were killed.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// Openers that are looked after at a time.
+const LOOK_AT: usize = 64;
 
 /// What the settings allow.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// clamd's socket.
-    pub socket: PathBuf,
     /// The bound: no opener waits longer.
     pub bound: Duration,
+    /// How long one try may take.
+    pub try_timeout: Duration,
     /// Further tries after a failed one.
     pub retries: u32,
     /// Scans under way at a time.
@@ -52,6 +57,8 @@ pub struct Limits {
     pub on_failure: Answer,
     /// Longest time without a command that clamd suffers.
     pub read_timeout: Duration,
+    /// Bytes of one file that may be sent in a stream.
+    pub stream_max_length: u64,
 }
 
 /// Whom the service speaks with.
@@ -60,18 +67,26 @@ pub struct Links {
     pub jobs: Mailbox<Work>,
     /// Clean files for the keeper of marks.
     pub keeper: Mailbox<KeeperMessage>,
-    /// Told clamd's process id.
+    /// Told the clamds' process ids.
     pub scanner: Arc<ScannerIdentity>,
     /// Verdicts that still hold.
     pub verdicts: Arc<Mutex<VerdictCache>>,
     /// Counts.
     pub counters: Arc<Counters>,
+    /// Counts of each server.
+    pub servers: Arc<Vec<ServerCounters>>,
+    /// How long things take.
+    pub latencies: Arc<Latencies>,
     /// Asked whether a file has writers.
     pub writers: WriterProbe,
     /// Shows that the loop goes round.
     pub heartbeat: Heartbeat,
     /// Set when the loop is to end.
     pub stop: Arc<std::sync::atomic::AtomicBool>,
+    /// Where it asks about openers.
+    pub proc: Proc,
+    /// Read what is not in memory; there if files are streamed.
+    pub feeders: Option<Feeders>,
 }
 
 /// State of the loop.
@@ -80,40 +95,28 @@ pub struct Service {
     links: Links,
     book: Book<ScanJob>,
     versions: Versions,
-    /// Version of clamd and its database, as it last said.
-    version: String,
+    pool: Pool,
     next_version: Instant,
-    session: Option<Session>,
-    /// No connection is tried before.
-    next_connect: Instant,
-    pause: Duration,
-    /// The last failed connection was reported; one line an outage.
-    outage_reported: bool,
-    /// When clamd last sent anything, or had nothing to do.
-    last_sign: Instant,
-    /// An opener's time ran out while clamd gave no sign of life.
-    stalled: bool,
+    /// Openers are looked after then, from there on.
+    next_look: Instant,
+    look_from: usize,
     /// What is done after the answers.
     after: Aftermath,
 }
 
 impl Service {
     /// A service that has not begun.
-    pub fn new(limits: Limits, links: Links) -> Self {
+    pub fn new(limits: Limits, pool: Pool, links: Links) -> Self {
         let now = Instant::now();
         Self {
             book: Book::new(limits.max_scans),
             versions: Versions::default(),
-            version: String::new(),
+            pool,
             next_version: now,
+            next_look: now,
+            look_from: 0,
             limits,
             links,
-            session: None,
-            next_connect: now,
-            pause: FIRST_PAUSE,
-            outage_reported: false,
-            last_sign: now,
-            stalled: false,
             after: Aftermath::default(),
         }
     }
@@ -129,10 +132,14 @@ impl Service {
             for work in incoming.drain(..) {
                 self.take_in(work, now);
             }
-            self.receive();
-            self.pump(Instant::now());
-            self.expire(Instant::now());
-            self.ask_for_sign(Instant::now());
+            self.receive_all();
+            let now = Instant::now();
+            self.connect(now);
+            self.pump(now);
+            self.feed_all(now);
+            self.expire(now);
+            self.look_after_openers(now);
+            self.ask_for_signs(now);
             self.after.run(&self.links.keeper, self.limits.on_failure);
             self.rest();
         }
@@ -151,11 +158,14 @@ impl Service {
                 links,
                 signature,
             }),
+            Work::Resolved(server, found) => self.resolved(server, found, now),
+            Work::Peer(server, pid) => self.links.scanner.learn(server, pid),
+            Work::Chunk(chunk) => self.hand_in(&chunk, now),
         }
     }
 
     fn take_opener(&mut self, job: ScanJob, now: Instant) {
-        if self.stalled {
+        if self.pool.is_stalled() {
             // Whoever comes now would only wait for what the others waited in vain.
             self.links.counters.stalled.up();
             self.fail(job, Failure::Stalled);
@@ -174,20 +184,41 @@ impl Service {
             other.joined.push(Joined {
                 event: job.event,
                 path: job.path,
+                arrived: job.arrived,
             });
             return;
         }
-        let token = self.book.add(job, deadline, self.limits.retries);
+        let place = self.place_of(&job);
+        let token = self.book.add(job, place, deadline, self.limits.retries);
         self.versions.enter(key, token);
+    }
+
+    /// Who opened it matters only where there is a line to stand in.
+    fn place_of(&self, job: &ScanJob) -> Place {
+        let tid = job.event.tid();
+        let process = if self.book.has_room() {
+            None
+        } else {
+            self.links.proc.process_of(tid)
+        };
+        Place {
+            opener: u64::from(process.unwrap_or(tid).unsigned_abs()),
+            huge: job.stat.size >= HUGE,
+        }
     }
 
     fn take_prescan(&mut self, job: ScanJob) {
         let key = job.stat.key;
-        if self.stalled || self.versions.find(&job.stat, |_| true).is_some() {
+        let stalled = self.pool.is_stalled();
+        if stalled || self.versions.find(&job.stat, |_| true).is_some() {
             self.links.counters.prescans_skipped.up();
             return;
         }
-        let token = self.book.add_prescan(job);
+        let place = Place {
+            opener: 0,
+            huge: job.stat.size >= HUGE,
+        };
+        let token = self.book.add_prescan(job, place);
         self.versions.enter(key, token);
     }
 
@@ -196,303 +227,71 @@ impl Service {
         if !self.book.has_waiting() {
             return;
         }
-        if !self.connected(now) {
-            return;
-        }
-        if self.book.under_way() == 0 {
-            self.last_sign = now;
-        }
         let generation = lock(&self.links.verdicts).generation();
-        while let Some((token, job)) = self.book.next_to_send() {
-            let (Some(file), Some(session)) = (job.event.file(), self.session.as_mut()) else {
+        loop {
+            let pool = &self.pool;
+            let next = self.book.next_to_send(|class| pool.has_room(class));
+            let Some((token, class, job, avoid)) = next else {
                 return;
             };
+            let Some(pick) = self.pool.pick(class, avoid) else {
+                return;
+            };
+            let transfer = self.pool.servers[pick.server].transfer;
+            let Some(file) = job.event.file() else {
+                return;
+            };
+            if transfer == Transfer::Stream && job.stat.size > self.limits.stream_max_length {
+                self.too_long(token);
+                continue;
+            }
             let steady = job.stamps_tell && is_steady(&self.links, job, file.as_fd());
-            let stat = job.stat;
-            match session.scan(file.as_fd(), token, now) {
+            let (stat, arrived, first) = (job.stat, job.arrived, avoid.is_none());
+            let Some(line) = self.pool.line(pick) else {
+                return;
+            };
+            let id = line.id;
+            if !line.session.has_scans() {
+                line.last_sign = now;
+            }
+            let sent = match transfer {
+                Transfer::PassFd => line.session.scan_file(file.as_fd(), token, now),
+                Transfer::Stream => {
+                    let limit = self.limits.stream_max_length;
+                    line.session.begin_stream(token, limit, now);
+                    Ok(Sent::Yes)
+                }
+            };
+            match sent {
                 Ok(Sent::Yes) => {
                     let began = steady.then_some((stat, generation));
                     self.versions.sent(stat.key, token, began);
-                    self.book.sent(token);
+                    self.book.sent(token, id, now);
+                    if first {
+                        let waited = now.saturating_duration_since(arrived);
+                        self.links.latencies.record(Span::QueueWait, waited);
+                    }
                 }
                 Ok(Sent::Full) => return,
-                Err(error) => return self.lose_session(&error, now),
+                Err(error) => self.lose(pick, &error, now),
             }
         }
-    }
-
-    /// Makes sure that there is a session; false: there is none for now.
-    fn connected(&mut self, now: Instant) -> bool {
-        if self.session.is_some() {
-            return true;
-        }
-        let try_now = now >= self.next_connect;
-        if try_now {
-            match Session::connect(&self.limits.socket, now) {
-                Ok(session) => {
-                    self.session = Some(session);
-                    self.last_sign = now;
-                    self.links.counters.sessions.up();
-                    return true;
-                }
-                Err(error) => self.connection_failed(&error, now),
-            }
-        }
-        for (token, job) in self.book.unreachable(try_now) {
-            self.versions.leave(job.stat.key, token);
-            self.links.counters.unreachable.up();
-            self.fail(job, Failure::Unreachable);
-        }
-        false
-    }
-
-    fn connection_failed(&mut self, error: &ConnectError, now: Instant) {
-        self.next_connect = now + self.pause;
-        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
-        if !self.outage_reported {
-            self.outage_reported = true;
-            report::connection_failed(&self.limits.socket, error);
-        }
-    }
-
-    fn lose_session(&mut self, error: &SessionError, now: Instant) {
-        let proven = self.session.take().is_some_and(|old| old.has_replied());
-        self.links.scanner.forget();
-        self.stalled = false;
-        report::session_lost(error);
-        if !proven {
-            // Who closes at once is no clamd, or a dying one: not in a loop.
-            self.next_connect = now + self.pause;
-            self.pause = (self.pause * 2).min(LONGEST_PAUSE);
-        }
-        let lost = self.book.session_lost();
-        self.links.counters.retries.add(lost.again);
-        for (token, job) in lost.unwanted {
-            self.versions.leave(job.stat.key, token);
-        }
-        for (token, job) in lost.failed {
-            self.versions.leave(job.stat.key, token);
-            self.links.counters.scan_errors.up();
-            self.fail(job, Failure::Scan("the session ended twice".into()));
-        }
-    }
-
-    fn receive(&mut self) {
-        let Some(mut session) = self.session.take() else {
-            return;
-        };
-        let mut received = Vec::new();
-        let result = session
-            .flush()
-            .and_then(|()| session.receive(|item| received.push(item)));
-        if !received.is_empty() {
-            self.last_sign = Instant::now();
-        }
-        if let Some(pid) = session.peer() {
-            self.links.scanner.learn(pid);
-        }
-        if self.stalled && session.awaits_sign_since().is_none() {
-            self.stalled = false;
-            report::recovered();
-        }
-        self.session = Some(session);
-        for item in received {
-            match item {
-                Received::Scan(token, reply) => self.complete(token, reply),
-                Received::Version(version) => self.session_works(&version),
-            }
-        }
-        if let Err(error) = result {
-            self.lose_session(&error, Instant::now());
-        }
-    }
-
-    fn session_works(&mut self, version: &str) {
-        self.pause = FIRST_PAUSE;
-        if version != self.version {
-            if !self.version.is_empty() {
-                self.new_database(version);
-            }
-            report::version(version);
-            version.clone_into(&mut self.version);
-        }
-        if std::mem::take(&mut self.outage_reported) {
-            report::reconnected();
-        }
-    }
-
-    /// No verdict of the old database holds any more.
-    fn new_database(&mut self, version: &str) {
-        lock(&self.links.verdicts).new_generation();
-        self.links.counters.generations.up();
-        let why = "clamd has another signature database";
-        self.links.keeper.send(KeeperMessage::Flush(why));
-        report::new_database(version);
-    }
-
-    fn complete(&mut self, token: u64, reply: Reply) {
-        if let Reply::Error(_) = reply
-            && self.book.retry(token)
-        {
-            self.links.counters.retries.up();
-            return;
-        }
-        let Some((mut job, late)) = self.book.done(token) else {
-            return;
-        };
-        let began = self.versions.leave(job.stat.key, token);
-        if late {
-            self.links.counters.late_verdicts.up();
-        }
-        match reply {
-            Reply::Clean => {
-                job.answer(Answer::Allow);
-                self.links.counters.clean.up();
-                self.keep(job, Verdict::Clean, began);
-            }
-            Reply::Found(signature) => {
-                job.answer(Answer::Deny);
-                self.links.counters.infected.up();
-                let signature: Arc<str> = signature.into();
-                self.after.push(After::Infected {
-                    paths: paths_of(&mut job),
-                    links: job.stat.links,
-                    signature: Arc::clone(&signature),
-                    late,
-                });
-                self.keep(job, Verdict::Infected(signature), began);
-            }
-            Reply::Error(words) => {
-                self.links.counters.scan_errors.up();
-                self.fail(job, Failure::Scan(words));
-            }
-            Reply::Pong | Reply::Version(_) => {
-                self.links.counters.scan_errors.up();
-                self.fail(job, Failure::Scan("not an answer to a scan".into()));
-            }
-        }
-    }
-
-    /// Keeps a verdict if it is certain of which bytes it speaks: the file was
-    /// steady when the scan began, and is the same now (invariant 6).
-    fn keep(&mut self, job: ScanJob, verdict: Verdict, began: Option<(FileStat, u64)>) {
-        let markable = job.markable && verdict == Verdict::Clean;
-        let file = match job.beneath {
-            Some(beneath) => Some(beneath),
-            None => job.event.into_file(),
-        };
-        let (Some((stat, generation)), Some(file)) = (began, file) else {
-            return;
-        };
-        let same = file::stat(file.as_fd()).is_ok_and(|now| stamps::same_version(&now, &stat));
-        if !same {
-            self.links.counters.unmarked_changed.up();
-            return;
-        }
-        lock(&self.links.verdicts).insert(&stat, verdict, generation);
-        if markable {
-            self.after.push(After::Clean(CleanFile {
-                file,
-                stat,
-                generation,
-            }));
-        }
-    }
-
-    /// Answers by the fail policy.
-    fn fail(&mut self, mut job: ScanJob, failure: Failure) {
-        let answer = self.failure_answer(job.event.tid());
-        job.answer(answer);
-        if job.urgency == Urgency::Prescan && job.joined.is_empty() {
-            return;
-        }
-        self.after.push(After::Failed {
-            path: std::mem::take(&mut job.path),
-            failure,
-        });
-    }
-
-    /// Under `OnAccessDenyOnError` clamd itself must still be able to start.
-    fn failure_answer(&self, tid: i32) -> Answer {
-        match self.limits.on_failure {
-            Answer::Deny if self.session.is_none() && self.links.scanner.looks_like_clamd(tid) => {
-                Answer::Allow
-            }
-            answer => answer,
-        }
-    }
-
-    fn expire(&mut self, now: Instant) {
-        let asked = self.session.as_ref().and_then(Session::awaits_sign_since);
-        let no_sign = asked.is_some_and(|asked| now >= asked + self.limits.bound / 2);
-        loop {
-            let on_failure = self.limits.on_failure;
-            let (path, waiting) = match self.book.next_due(now) {
-                None => return,
-                Some(Due::Waiting(token, mut job)) => {
-                    self.versions.leave(job.stat.key, token);
-                    job.answer(on_failure);
-                    (std::mem::take(&mut job.path), true)
-                }
-                Some(Due::UnderWay(job)) => {
-                    job.answer(on_failure);
-                    (job.path.clone(), false)
-                }
-            };
-            self.links.counters.timeouts.up();
-            let failure = Failure::Timeout(self.limits.bound);
-            self.after.push(After::Failed { path, failure });
-            if no_sign && !waiting && !self.stalled {
-                self.stalled = true;
-                report::stalled(self.limits.bound);
-            }
-        }
-    }
-
-    /// Asks a clamd that is silent though it has scans under way, one that would
-    /// close an idle session, and, now and then, for the version of its database.
-    fn ask_for_sign(&mut self, now: Instant) {
-        let (silence, keep_alive) = (self.silence(), self.keep_alive());
-        let Some(session) = &mut self.session else {
-            return;
-        };
-        if session.awaits_sign_since().is_some() {
-            return;
-        }
-        let silent = self.book.under_way() > 0 && now >= self.last_sign + silence;
-        let idle = now >= session.last_command() + keep_alive;
-        if now < self.next_version && !silent && !idle {
-            return;
-        }
-        self.next_version = now + VERSION_EVERY;
-        if let Err(error) = session.ask_version(now) {
-            self.lose_session(&error, now);
-        }
-    }
-
-    fn silence(&self) -> Duration {
-        SILENCE.min(self.limits.bound / 4)
-    }
-
-    fn keep_alive(&self) -> Duration {
-        (self.limits.read_timeout / 4).clamp(Duration::from_secs(1), Duration::from_secs(30))
     }
 
     fn wake_at(&self) -> Option<Instant> {
-        let mut times = [None; 5];
-        times[0] = self.book.next_deadline();
-        if let Some(session) = &self.session {
-            if session.awaits_sign_since().is_none() {
-                times[1] = Some(session.last_command() + self.keep_alive());
-                times[4] = Some(self.next_version);
-                if self.book.under_way() > 0 {
-                    times[2] = Some(self.last_sign + self.silence());
-                }
-            }
-        } else if self.book.has_waiting() {
-            times[3] = Some(self.next_connect);
-        }
-        times.into_iter().flatten().min()
+        let waiting = self.book.has_waiting();
+        [
+            self.book.next_deadline(),
+            self.book
+                .next_deadline()
+                .is_some()
+                .then_some(self.next_look),
+            self.pool.next_connect(waiting),
+            self.next_sign_due(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     fn rest(&mut self) {
@@ -502,16 +301,13 @@ impl Service {
         self.links.heartbeat.rest();
         let until = self.wake_at();
         let waker = self.links.jobs.waker().clone();
-        let wake = (waker.as_fd(), PollFlags::POLLIN);
-        let notified = if let Some(session) = &self.session {
-            let mut flags = PollFlags::POLLIN;
-            if session.wants_to_write() {
-                flags |= PollFlags::POLLOUT;
-            }
-            sleep([wake, (session.as_fd(), flags)], until).map(|[notified, _]| notified)
-        } else {
-            sleep([wake], until).map(|[notified]| notified)
-        };
+        let mut fds = vec![PollFd::new(waker.as_fd(), PollFlags::POLLIN)];
+        for server in &self.pool.servers {
+            let lines = server.lines.iter();
+            fds.extend(lines.map(|line| PollFd::new(line.session.as_fd(), line.session.flags())));
+        }
+        let notified = sleep_on(&mut fds, until).map(|()| is_ready(&fds[0]));
+        drop(fds);
         match notified {
             Ok(notified) => self.links.jobs.end_sleep(notified),
             // poll(2) fails for want of memory alone; the loop must not spin on it.
@@ -541,16 +337,4 @@ fn is_steady(links: &Links, job: &ScanJob, file: BorrowedFd<'_>) -> bool {
         links.counters.unmarked_writers.up();
     }
     !writers
-}
-
-/// The paths that a job's openers used, each once.
-fn paths_of(job: &mut ScanJob) -> Vec<Vec<u8>> {
-    let mut paths = vec![std::mem::take(&mut job.path)];
-    for other in &mut job.joined {
-        let path = std::mem::take(&mut other.path);
-        if !paths.contains(&path) {
-            paths.push(path);
-        }
-    }
-    paths
 }

@@ -216,7 +216,7 @@ impl Bench {
         jobs.into_iter()
             .filter_map(|work| match work {
                 crate::scan::Work::Scan(job) => Some(std::ffi::OsString::from_vec(job.path).into()),
-                crate::scan::Work::KnownInfected { .. } => None,
+                _ => None,
             })
             .collect()
     }

@@ -1,0 +1,229 @@
+//! What becomes of a job: a verdict, a failure, a deadline, an opener that is gone.
+//!
+//! Answers first. Must not: send anything.
+
+use std::os::fd::AsFd as _;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::{LOOK_AT, LOOK_EVERY, Service};
+use crate::clamd::protocol::Reply;
+use crate::coverage::keeper::CleanFile;
+use crate::kernel::fanotify::{Answer, PendingEvent};
+use crate::kernel::file::{self, FileStat};
+use crate::observe::latency::{Latencies, Span};
+use crate::policy::{Verdict, lock, stamps};
+use crate::respond::report::Failure;
+use crate::scan::aftermath::After;
+use crate::scan::book::Due;
+use crate::scan::{ScanJob, Urgency};
+
+impl Service {
+    /// A clamd has replied to a scan.
+    pub(super) fn complete(&mut self, token: u64, reply: Reply, (server, line): (usize, u64)) {
+        let counters = &self.links.servers[server];
+        match &reply {
+            Reply::Clean => counters.clean.up(),
+            Reply::Found(_) => counters.infected.up(),
+            Reply::Error(_) | Reply::Pong | Reply::Version(_) => counters.errors.up(),
+        }
+        if let Reply::Error(_) = reply
+            && self.book.retry(token, line, server)
+        {
+            self.links.counters.retries.up();
+            return;
+        }
+        let Some(done) = self.book.done(token, line) else {
+            return;
+        };
+        let (mut job, late) = (done.job, done.late);
+        let began = self.versions.leave(job.stat.key, token);
+        if late {
+            self.links.counters.late_verdicts.up();
+        }
+        match reply {
+            Reply::Clean => {
+                job.answer(Answer::Allow);
+                measure(&self.links.latencies, &job, late, done.sent);
+                self.links.counters.clean.up();
+                self.keep(job, Verdict::Clean, began);
+            }
+            Reply::Found(signature) => {
+                job.answer(Answer::Deny);
+                measure(&self.links.latencies, &job, late, done.sent);
+                self.links.counters.infected.up();
+                let signature: Arc<str> = signature.into();
+                self.after.push(After::Infected {
+                    paths: paths_of(&mut job),
+                    links: job.stat.links,
+                    signature: Arc::clone(&signature),
+                    late,
+                });
+                self.keep(job, Verdict::Infected(signature), began);
+            }
+            Reply::Error(words) => {
+                self.links.counters.scan_errors.up();
+                self.fail(job, Failure::Scan(words));
+            }
+            Reply::Pong | Reply::Version(_) => {
+                self.links.counters.scan_errors.up();
+                self.fail(job, Failure::Scan("not an answer to a scan".into()));
+            }
+        }
+    }
+
+    /// Keeps a verdict if it is certain of which bytes it speaks: the file was
+    /// steady when the scan began, and is the same now (invariant 6).
+    fn keep(&mut self, job: ScanJob, verdict: Verdict, began: Option<(FileStat, u64)>) {
+        let markable = job.markable && verdict == Verdict::Clean;
+        let file = match job.beneath {
+            Some(beneath) => Some(beneath),
+            None => job.event.into_file(),
+        };
+        let (Some((stat, generation)), Some(file)) = (began, file) else {
+            return;
+        };
+        let same = file::stat(file.as_fd()).is_ok_and(|now| stamps::same_version(&now, &stat));
+        if !same {
+            self.links.counters.unmarked_changed.up();
+            return;
+        }
+        lock(&self.links.verdicts).insert(&stat, verdict, generation);
+        if markable {
+            self.after.push(After::Clean(CleanFile {
+                file,
+                stat,
+                generation,
+            }));
+        }
+    }
+
+    /// Answers by the fail policy.
+    pub(super) fn fail(&mut self, mut job: ScanJob, failure: Failure) {
+        let answer = self.failure_answer(job.event.tid());
+        job.answer(answer);
+        if job.urgency == Urgency::Prescan && job.joined.is_empty() {
+            return;
+        }
+        self.after.push(After::Failed {
+            path: std::mem::take(&mut job.path),
+            failure,
+        });
+    }
+
+    /// Under `OnAccessDenyOnError` clamd itself must still be able to start.
+    fn failure_answer(&self, tid: i32) -> Answer {
+        match self.limits.on_failure {
+            Answer::Deny
+                if !self.pool.has_session() && self.links.scanner.looks_like_clamd(tid) =>
+            {
+                Answer::Allow
+            }
+            answer => answer,
+        }
+    }
+
+    /// The file is longer than clamd takes in a stream: nothing that a try could mend.
+    pub(super) fn too_long(&mut self, token: u64) {
+        self.links.counters.too_long_to_stream.up();
+        self.give_up(
+            token,
+            "longer than StreamMaxLength, it cannot be sent to clamd",
+        );
+    }
+
+    /// A job that no reply will come for, for a reason of its own.
+    pub(super) fn give_up(&mut self, token: u64, why: &str) {
+        if let Some(job) = self.book.remove(token) {
+            self.versions.leave(job.stat.key, token);
+            self.links.counters.scan_errors.up();
+            self.fail(job, Failure::Scan(why.to_owned()));
+        }
+    }
+
+    /// Answers by the fail policy whoever has waited for the bound.
+    pub(super) fn expire(&mut self, now: Instant) {
+        let on_failure = self.limits.on_failure;
+        loop {
+            let (path, waiting) = match self.book.next_due(now) {
+                None => return,
+                Some(Due::Waiting(token, mut job)) => {
+                    self.versions.leave(job.stat.key, token);
+                    job.answer(on_failure);
+                    measure(&self.links.latencies, &job, false, None);
+                    (std::mem::take(&mut job.path), true)
+                }
+                Some(Due::UnderWay(job)) => {
+                    job.answer(on_failure);
+                    measure(&self.links.latencies, job, false, None);
+                    (job.path.clone(), false)
+                }
+            };
+            self.links.counters.timeouts.up();
+            let failure = Failure::Timeout(self.limits.bound);
+            self.after.push(After::Failed { path, failure });
+            if !waiting {
+                self.note_stalled(now);
+            }
+        }
+    }
+
+    /// Openers that were killed need no answer: what they waited for leaves the
+    /// line. The kernel does not tell, so that they are looked after now and then.
+    pub(super) fn look_after_openers(&mut self, now: Instant) {
+        if now < self.next_look || self.book.next_deadline().is_none() {
+            return;
+        }
+        self.next_look = now + LOOK_EVERY;
+        let links = &self.links;
+        let mut killed = 0;
+        let (left, next) = self.book.look_after((self.look_from, LOOK_AT), |job| {
+            if now < job.arrived + LOOK_EVERY {
+                return false;
+            }
+            let is_gone = |event: &PendingEvent| {
+                event.is_blocked() && event.tid() != 0 && links.proc.has_ended(event.tid())
+            };
+            let before = job.joined.len();
+            job.joined.retain(|other| !is_gone(&other.event));
+            killed += before - job.joined.len();
+            let first = is_gone(&job.event);
+            let gone = first && job.joined.is_empty();
+            killed += usize::from(gone);
+            gone
+        });
+        self.look_from = next;
+        links.counters.cancelled.add(killed as u64);
+        for (token, job) in left {
+            self.versions.leave(job.stat.key, token);
+        }
+    }
+}
+
+/// After the answer: how long it took. `late`: the openers were answered before.
+fn measure(latencies: &Latencies, job: &ScanJob, late: bool, sent: Option<Instant>) {
+    let now = Instant::now();
+    if let Some(sent) = sent {
+        latencies.record(Span::Scan, now.saturating_duration_since(sent));
+    }
+    if late {
+        return;
+    }
+    let joined = job.joined.iter().map(|other| other.arrived);
+    let first = (job.urgency == Urgency::Opener).then_some(job.arrived);
+    for arrived in first.into_iter().chain(joined) {
+        latencies.record(Span::OpenerWait, now.saturating_duration_since(arrived));
+    }
+}
+
+/// The paths that a job's openers used, each once.
+fn paths_of(job: &mut ScanJob) -> Vec<Vec<u8>> {
+    let mut paths = vec![std::mem::take(&mut job.path)];
+    for other in &mut job.joined {
+        let path = std::mem::take(&mut other.path);
+        if !paths.contains(&path) {
+            paths.push(path);
+        }
+    }
+    paths
+}
