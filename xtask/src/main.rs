@@ -76,8 +76,15 @@ enum Task {
         /// Measure only workloads whose name contains this
         filter: Option<String>,
     },
-    /// Boots Debian's kernels in qemu and runs a script there, with onacc
+    /// Tests onacc on Debian's 6.1 and 6.12 kernels in qemu, or runs a script there
+    ///
+    /// Boots each kernel with BPF LSM, without it (fentry) and without eBPF, runs the
+    /// end-to-end tests that concern kernels, and prints a table: kernel by tier by
+    /// test. Compares what the eBPF programs cost the verifier with what is recorded.
     Vm(vm::Options),
+    /// What `vm` runs in its machines
+    #[command(hide = true)]
+    VmPrograms,
     /// What `bench` runs to open files as another user
     #[command(hide = true)]
     BenchOpener {
@@ -102,6 +109,7 @@ fn main() -> ExitCode {
         } => fuzz::command(seconds, minimise, target.as_deref()),
         Task::Bench { short, filter } => bench::command(short, filter.as_deref()),
         Task::Vm(options) => vm::command(&options),
+        Task::VmPrograms => vm::programs::command(),
         Task::BenchOpener {
             uid,
             file,

@@ -17,7 +17,7 @@ use crate::{
 
 /// Installs what is missing for everything.
 pub fn command() -> Result<()> {
-    if !ensure(Level::Test)? {
+    if !ensure(Level::Vm)? {
         println!("setup: everything needed is here");
     }
     Ok(())

@@ -18,10 +18,10 @@ pub enum Level {
     Build,
     /// To show it at work.
     Tour,
-    /// To run it on other kernels.
-    Vm,
     /// To test it.
     Test,
+    /// To test it on other kernels.
+    Vm,
 }
 
 /// Something other than the eBPF toolchain that is needed.

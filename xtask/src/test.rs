@@ -15,6 +15,7 @@ use onacc_tests::skip::{SKIPS_VARIABLE, is_root};
 use crate::{
     setup::{self, Level},
     shell::{Result, agent_binary, cargo, run, shown},
+    vm,
 };
 
 /// Results of test binaries, summed.
@@ -77,17 +78,51 @@ pub fn command(filter: Option<&str>) -> Result<()> {
         failures.push(format!("tests: {error}"));
     }
 
+    let missed = kernels(filter, &mut count, &mut failures);
+
     let skipped = fs::read_to_string(&skips).unwrap_or_default();
     let own = Count {
         skipped: skipped.lines().count(),
         ..Count::default()
     };
+    let skipped = skipped + &missed;
     print!("\n{}", summary(&mut count, own, &skipped, &failures));
     if count.failed == 0 {
         Ok(())
     } else {
         Err(String::new())
     }
+}
+
+/// Runs the kernel matrix, as far as there is time for it here; says why if it cannot.
+fn kernels(filter: Option<&str>, count: &mut Count, failures: &mut Vec<String>) -> String {
+    println!("\n== other kernels: cargo xtask vm --short");
+    let before = Instant::now();
+    let ran = match setup::ensure(Level::Vm) {
+        Ok(_) => vm::short(filter),
+        Err(error) => {
+            println!("NO OTHER KERNELS:\n{error}");
+            count.skipped += 1;
+            return format!("other kernels: {}\n", error.replace('\n', " "));
+        }
+    };
+    match ran {
+        Ok(summary) => {
+            count.passed += summary.passed;
+            count.failed += summary.failed;
+            count.skipped += summary.skipped;
+            if summary.failed > 0 {
+                failures.push(format!("other kernels: {}, see the table", summary.failed));
+            }
+        }
+        Err(error) => {
+            count.failed += 1;
+            failures.push(format!("other kernels: {error}"));
+        }
+    }
+    let took = before.elapsed().as_secs_f32();
+    println!("== other kernels: {took:.1} s");
+    String::new()
 }
 
 /// Runs one step between its name and its time.

@@ -1,7 +1,7 @@
 #!/bin/busybox sh
 # The first process of the machine: mounts what a system has, loads modules, runs
 # /vm/run, says its status on the second serial port and switches the machine off.
-export PATH=/vm:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/bb
+export PATH=/vm:/usr/sbin:/usr/bin:/bb
 export HOME=/root LC_ALL=C ONACC_BIN=/vm/onacc
 /bin/busybox mkdir -p /proc /sys /dev /run /tmp /root /var/tmp /var/log /bb
 /bin/busybox --install -s /bb

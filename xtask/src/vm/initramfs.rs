@@ -17,18 +17,36 @@ use crate::shell::{Result, run_quietly};
 const INIT: &str = include_str!("init.sh");
 /// Modules that the init loads; what is built into a kernel is no module.
 const MODULES: [&str; 5] = ["loop", "overlay", "fuse", "xfs", "btrfs"];
-/// Files of the host that the machine has too, where the host has them.
-const SYSTEM: [&str; 9] = [
-    "/usr/bin/mount",
-    "/usr/bin/umount",
-    "/usr/sbin/losetup",
-    "/usr/sbin/mkfs.ext4",
-    "/usr/sbin/mkfs.xfs",
-    "/usr/sbin/mkfs.btrfs",
-    "/etc/passwd",
-    "/etc/group",
-    "/etc/mke2fs.conf",
+/// Programs of the host that the machine has too, before busybox's: tests rely on
+/// their words and flags.
+const PROGRAMS: [&str; 24] = [
+    "btrfs",
+    "cat",
+    "clamd",
+    "clamdscan",
+    "cp",
+    "install",
+    "ln",
+    "losetup",
+    "md5sum",
+    "mkfs.btrfs",
+    "mkfs.ext4",
+    "mkfs.xfs",
+    "mount",
+    "mv",
+    "rm",
+    "setpriv",
+    "sh",
+    "sleep",
+    "stat",
+    "tar",
+    "touch",
+    "true",
+    "umount",
+    "unshare",
 ];
+/// Files of the host that the machine has too.
+const FILES: [&str; 3] = ["/etc/passwd", "/etc/group", "/etc/mke2fs.conf"];
 
 /// A directory that becomes an initramfs.
 pub struct Root {
@@ -58,11 +76,10 @@ impl Root {
         root.write("init", INIT.as_bytes(), 0o755)?;
         let busybox = crate::setup::system_program("busybox");
         root.copy(Path::new(&busybox), Path::new("/bin/busybox"))?;
-        for file in SYSTEM
-            .map(Path::new)
-            .into_iter()
-            .filter(|file| file.exists())
-        {
+        // What a host lacks, the tests that need it miss, and say so.
+        let programs = PROGRAMS.map(crate::setup::system_program);
+        let files = FILES.map(PathBuf::from);
+        for file in programs.iter().chain(&files).filter(|file| file.exists()) {
             root.add(file, file)?;
         }
         root.write("etc/nsswitch.conf", b"passwd: files\ngroup: files\n", 0o644)?;

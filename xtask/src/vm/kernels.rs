@@ -23,6 +23,9 @@ pub enum Series {
 }
 
 impl Series {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::V6_1, Self::V6_12];
+
     /// Names of its packages begin and end like this; what is between tells the newest.
     fn package(self) -> (&'static str, &'static str) {
         match self {

@@ -1,0 +1,281 @@
+//! The kernel matrix: each kernel in each tier, two machines at a time.
+//!
+//! Owns: the order of boots, their logs, and what all came to. Must not: know a
+//! test; `cases.rs` does. Tested by being run.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+    thread,
+    time::Duration,
+};
+
+use super::{
+    build::{Tests, strip},
+    cache,
+    cases::{Case, Extent, Tier, cases},
+    cost::{self, Costs},
+    initramfs::Root,
+    kernels::{self, Kernel, Series},
+    machine::Machine,
+    outcome::{BEGIN, Column, END, Outcome, Reading, table},
+    script::script,
+};
+use crate::shell::{Result, agent_binary};
+
+/// Machines at a time.
+const AT_A_TIME: usize = 2;
+/// How long one may run.
+const LIMIT: Duration = Duration::from_mins(30);
+
+/// What is to be run.
+pub struct Wish<'a> {
+    /// On which kernels.
+    pub kernels: Vec<Series>,
+    /// In which tiers.
+    pub tiers: Vec<Tier>,
+    /// How much.
+    pub extent: Extent,
+    /// Only tests whose names contain this.
+    pub filter: Option<&'a str>,
+    /// No tests, only the verifier costs.
+    pub costs_alone: bool,
+}
+
+/// What it came to.
+#[derive(Debug, Default)]
+pub struct Summary {
+    /// Tests that held, over all machines.
+    pub passed: usize,
+    /// Tests that did not, and programs that became too dear.
+    pub failed: usize,
+    /// Tests that could not be tried; a kernel that cannot be had counts as one.
+    pub skipped: usize,
+    /// The verifier costs.
+    pub costs: Costs,
+}
+
+struct Job {
+    kernel: Kernel,
+    series: Series,
+    tier: Tier,
+    initramfs: PathBuf,
+    cases: Vec<Case>,
+}
+
+/// Runs it, and prints the table.
+pub fn run(wish: &Wish<'_>) -> Result<Summary> {
+    let tests = Tests::build()?;
+    let dir = tempfile::tempdir().map_err(|error| format!("a temporary directory: {error}"))?;
+    let (mut jobs, mut columns) = (Vec::new(), Vec::new());
+    for &series in &wish.kernels {
+        let made = kernels::get(series, &cache()).and_then(|kernel| {
+            let base = dir.path().join(series.to_string());
+            let jobs = prepare(series, &kernel, &tests, &base, wish)?;
+            Ok(jobs)
+        });
+        match made {
+            Ok(more) => jobs.extend(more),
+            Err(reason) => columns.push(Column {
+                head: series.to_string(),
+                outcomes: Err(reason),
+            }),
+        }
+    }
+    let (ran, costs) = boot_all(jobs)?;
+    columns.extend(ran);
+    columns.sort_by_key(|column| order(&column.head));
+    if !wish.costs_alone {
+        print!("\n{}", table(&columns));
+    }
+    Ok(sum_up(&columns, costs))
+}
+
+/// One initramfs for each tier of a kernel; the script is what differs.
+fn prepare(
+    series: Series,
+    kernel: &Kernel,
+    tests: &Tests,
+    base: &Path,
+    wish: &Wish<'_>,
+) -> Result<Vec<Job>> {
+    let mut root = Root::new(kernel)?;
+    root.add(&agent_binary(), Path::new("/vm/onacc"))?;
+    let own = std::env::current_exe().map_err(|error| format!("our own program: {error}"))?;
+    let stripped = tempfile::NamedTempFile::new().map_err(|error| format!("a file: {error}"))?;
+    root.add(&strip(&own, stripped.path())?, Path::new("/vm/xtask"))?;
+    let mut jobs = Vec::new();
+    let names = if wish.costs_alone {
+        Vec::new()
+    } else {
+        tests.names()
+    };
+    let tiers = wish.tiers.iter().map(|&tier| {
+        let mut cases = cases(&names, tier, wish.extent);
+        if let Some(filter) = wish.filter {
+            cases.retain_mut(|case| {
+                if case.file.contains(filter) {
+                    return true;
+                }
+                let whole = case.only.is_empty();
+                case.only.retain(|test| test.contains(filter));
+                case.left_out.retain(|(test, _)| test.contains(filter));
+                whole || !case.only.is_empty()
+            });
+        }
+        (tier, cases)
+    });
+    let tiers: Vec<(Tier, Vec<Case>)> = tiers.collect();
+    let mut files: Vec<String> = tiers
+        .iter()
+        .flat_map(|(_, cases)| cases.iter().map(|case| case.file.clone()))
+        .collect();
+    files.sort();
+    files.dedup();
+    tests.add_to(&mut root, &files)?;
+    for (tier, cases) in tiers {
+        root.write(
+            "vm/run",
+            script(tier, &cases, wish.filter).as_bytes(),
+            0o755,
+        )?;
+        let initramfs = base.with_extension(tier.to_string());
+        root.pack(&initramfs)?;
+        jobs.push(Job {
+            kernel: kernel.clone(),
+            series,
+            tier,
+            initramfs,
+            cases,
+        });
+    }
+    Ok(jobs)
+}
+
+fn boot_all(jobs: Vec<Job>) -> Result<(Vec<Column>, Costs)> {
+    let queue = Mutex::new(jobs.into_iter());
+    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let work = || {
+        let mut done = Vec::new();
+        while let Some(job) = next() {
+            done.push(boot(&job)?);
+        }
+        Ok::<_, String>(done)
+    };
+    let done: Result<Vec<_>> = thread::scope(|scope| {
+        let workers: Vec<_> = (0..AT_A_TIME).map(|_| scope.spawn(work)).collect();
+        let results = workers.into_iter().map(thread::ScopedJoinHandle::join);
+        results
+            .map(|result| result.unwrap_or_else(|_| Err("a thread has panicked".to_owned())))
+            .collect()
+    });
+    let (mut columns, mut costs) = (Vec::new(), Costs::new());
+    for (column, measured) in done?.into_iter().flatten() {
+        columns.push(column);
+        for (program, count) in measured {
+            // A program may cost more where another one is its neighbour.
+            let most = costs.entry(program).or_insert(count);
+            *most = count.max(*most);
+        }
+    }
+    Ok((columns, costs))
+}
+
+/// Boots one machine; its log stays in target/vm.
+fn boot(job: &Job) -> Result<(Column, Costs)> {
+    let head = format!("{} {}", job.series, job.tier);
+    let log = cache().join(format!("{}-{}.log", job.series, job.tier));
+    let (mut reading, mut text, mut section) = (Reading::default(), String::new(), String::new());
+    let machine = Machine {
+        image: &job.kernel.image,
+        initramfs: &job.initramfs,
+        append: job.tier.append(),
+        limit: LIMIT,
+    };
+    let ended = machine.run(|line| {
+        reading.line(line);
+        text.push_str(line);
+        text.push('\n');
+        if let Some(file) = line.strip_prefix(BEGIN) {
+            section = format!("{head}: {file}:\n");
+        } else if let Some(status) = line.strip_prefix(END) {
+            if status != "0" {
+                println!("{section}{head}: status {status}");
+            }
+            section.clear();
+        } else {
+            section.push_str(line);
+            section.push('\n');
+        }
+    })?;
+    text.push_str("\n== the kernel's console\n");
+    text.push_str(&ended.console);
+    fs::write(&log, &text).map_err(|error| format!("{}: {error}", log.display()))?;
+    println!(
+        "vm: {head}: {} ended after {:.0} s; log: {}",
+        job.kernel.release,
+        ended.took.as_secs_f32(),
+        log.display()
+    );
+    if ended.status.is_none() {
+        println!(
+            "{section}{head}: the machine went down; console:\n{}",
+            ended.console
+        );
+    }
+    let costs = reading.programs.iter().map(|(program, count)| {
+        let key = (job.series.to_string(), program.clone());
+        (key, *count)
+    });
+    let costs = costs.collect();
+    let outcomes = Ok(reading.finish(&job.cases));
+    Ok((Column { head, outcomes }, costs))
+}
+
+/// Kernels by their number, tiers as they are listed.
+fn order(head: &str) -> (usize, usize) {
+    let (kernel, tier) = head.split_once(' ').unwrap_or((head, ""));
+    let place = |names: Vec<String>, name: &str| names.iter().position(|known| known == name);
+    (
+        place(
+            Series::ALL.iter().map(ToString::to_string).collect(),
+            kernel,
+        )
+        .unwrap_or(0),
+        place(Tier::ALL.iter().map(ToString::to_string).collect(), tier).unwrap_or(0),
+    )
+}
+
+fn sum_up(columns: &[Column], costs: Costs) -> Summary {
+    let mut summary = Summary {
+        costs,
+        ..Summary::default()
+    };
+    for column in columns {
+        let Ok(outcomes) = &column.outcomes else {
+            summary.skipped += 1;
+            continue;
+        };
+        for outcome in outcomes.values() {
+            match outcome {
+                Outcome::Passed => summary.passed += 1,
+                Outcome::Failed => summary.failed += 1,
+                Outcome::Skipped(_) => summary.skipped += 1,
+            }
+        }
+    }
+    summary
+}
+
+/// Compares the costs with what is recorded, says so, counts what is too dear.
+pub fn compare_costs(summary: &mut Summary) -> Result<()> {
+    let recorded = cost::recorded()?;
+    for (line, wrong) in cost::compare(&recorded, &summary.costs) {
+        let how = if wrong { "FAILED " } else { "" };
+        println!("{how}{line}");
+        summary.failed += usize::from(wrong);
+        summary.passed += usize::from(!wrong);
+    }
+    Ok(())
+}
