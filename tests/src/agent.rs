@@ -25,10 +25,14 @@ use crate::{Clamd, FakeClamd, Guard, Result, child, guard, sys, workspace};
 
 /// The line that says that marks stand begins with this.
 pub const READY: &str = "onacc: protection is on";
+/// The variable that says that the machine is emulated, and many times slower: scans
+/// then have fifteen seconds where a test does not say how long they may take.
+pub const SLOW_VARIABLE: &str = "ONACC_SLOW_MACHINE";
 /// The lines that answer SIGUSR1 begin with this.
 pub const COUNTER: &str = "onacc: counter: ";
 
-const START_LIMIT: Duration = Duration::from_secs(10);
+// A loaded machine of the kernel matrix takes more than ten seconds for it.
+const START_LIMIT: Duration = Duration::from_secs(50);
 const STOP_LIMIT: Duration = Duration::from_secs(10);
 const GUARD_LIMIT: Duration = Duration::from_mins(1);
 
@@ -347,7 +351,14 @@ impl AgentBuilder {
             .tempdir_in(&self.directory)
             .map_err(|error| trouble("making a directory for the agent", error))?;
         let conf = dir.path().join("clamd.conf");
-        fs::write(&conf, self.options.join("\n") + "\n")
+        let bound = "OnAccessCurlTimeout";
+        let mut options = self.options;
+        if env::var_os(SLOW_VARIABLE).is_some()
+            && !options.iter().any(|line| line.starts_with(bound))
+        {
+            options.push(format!("{bound} 15000"));
+        }
+        fs::write(&conf, options.join("\n") + "\n")
             .map_err(|error| trouble("writing the agent's clamd.conf", error))?;
         let log = self.log.unwrap_or_else(|| dir.path().join("onacc.log"));
         let (reader, writer) = std::io::pipe().map_err(|error| trouble("making a pipe", error))?;

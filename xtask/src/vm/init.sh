@@ -20,10 +20,11 @@ mount -t cgroup2 cgroup2 /sys/fs/cgroup
 ln -sf /proc/self/fd /dev/fd
 ln -sf /proc/self/mounts /etc/mtab
 ip link set lo up
-for module in $(cat /etc/onacc-vm-modules); do
-    modprobe "$module" || echo "vm: module $module cannot be loaded"
-done
 stty -F /dev/ttyS1 raw -echo
+echo "onacc-vm: booted" >/dev/ttyS1
+for module in $(cat /etc/onacc-vm-modules); do
+    modprobe "$module" || echo "vm: module $module cannot be loaded" >/dev/ttyS1
+done
 ulimit -n 20000
 cd /vm
 sh /vm/run </dev/null >/dev/ttyS1 2>&1

@@ -148,6 +148,7 @@ impl Root {
             .map_err(|error| format!("{}/modules.dep: {error}", modules.display()))?;
         let (mut names, mut files) = (Vec::new(), BTreeSet::new());
         for name in MODULES {
+            // A kernel may have it built in, as 6.12 has fuse.
             if let Some(needed) = module_files(&table, name) {
                 names.push(name);
                 files.extend(needed);

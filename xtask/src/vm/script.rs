@@ -5,6 +5,8 @@
 
 use std::fmt::Write as _;
 
+use onacc_tests::agent::SLOW_VARIABLE;
+
 use super::{
     cases::{Case, Tier},
     outcome::{BEGIN, END, SKIP},
@@ -35,9 +37,12 @@ pub fn script(tier: Tier, cases: &[Case], filter: Option<&str>) -> String {
     if tier != Tier::Off {
         text.push_str(&costs());
     }
-    text.push_str("export RUST_BACKTRACE=0 ONACC_SKIPS=/tmp/skips\nfailed=0\n");
+    let _ = write!(
+        text,
+        "export RUST_BACKTRACE=0 ONACC_SKIPS=/tmp/skips {SLOW_VARIABLE}=1\nfailed=0\n"
+    );
     for case in cases {
-        let mut args = String::from("--test-threads=6");
+        let mut args = String::from("--test-threads=4");
         for (test, _) in &case.left_out {
             let _ = write!(args, " --skip {test}");
         }
@@ -105,7 +110,7 @@ mod tests {
             let text = script(Tier::Off, &[case], filter);
             let line = text.lines().find(|line| line.contains("/vm/tests/"));
             line.unwrap()
-                .split_once("--test-threads=6")
+                .split_once("--test-threads=4")
                 .unwrap()
                 .1
                 .to_owned()
