@@ -19,6 +19,7 @@ use self::reload::House;
 use crate::clamd::TlsError;
 use crate::commands::cli::Cli;
 use crate::config::modes::MarksMode;
+use crate::config::settings::Triggers;
 use crate::config::{ConfigErrors, Settings, names};
 use crate::coverage::directories::Reach;
 use crate::coverage::filesystems::Filesystems;
@@ -30,7 +31,10 @@ use crate::coverage::tiers;
 use crate::intake::{Ended, LaneError, Lanes, ReaderLinks, ScannerIdentity};
 use crate::kernel::bpf::{BpfError, FilterCounters};
 use crate::kernel::daemon;
-use crate::kernel::fanotify::{Answer, FdBudget, Group, GroupKind, InitError, WriterProbe};
+use crate::kernel::fanotify::{
+    Answer, FdBudget, Group, GroupKind, InitError, Opens, Wanted, WriterProbe,
+};
+use crate::kernel::file::ProgramId;
 use crate::kernel::mounts::MountTable;
 use crate::kernel::procfs::Proc;
 use crate::kernel::signals::Signals;
@@ -41,13 +45,11 @@ use crate::observe::heartbeat::{self, Heartbeat, Watchdog};
 use crate::observe::latency::Latencies;
 use crate::observe::log::{LogError, Logger, Targets};
 use crate::observe::printable;
-use crate::policy::{Policy, VerdictCache};
+use crate::policy::{Policy, Rules, TooManyPatterns, VerdictCache};
 use crate::scan::{Feeders, Limits, Links, Prescan, PrescanMessage, Prescanner, Service, Work};
 
 /// Files that are scanned ahead at a time, or wait for it.
 const MOST_PRESCANS: usize = 64;
-/// Verdicts that are kept at a time.
-const VERDICTS: usize = 65_536;
 /// Event fds in flight at most, whatever `RLIMIT_NOFILE` allows: the kernel
 /// walks them in line for each answer (facts/kernel.md, fanotify 7).
 const MOST_IN_FLIGHT: u64 = 8192;
@@ -79,6 +81,9 @@ pub enum AgentError {
     /// A system call.
     #[error(transparent)]
     Syscall(#[from] SyscallError),
+    /// Patterns.
+    #[error(transparent)]
+    Rules(#[from] TooManyPatterns),
     /// A configured path.
     #[error(transparent)]
     Path(#[from] PathError),
@@ -211,11 +216,12 @@ impl Agent {
     fn start(house: &House<'_>, settings: Settings) -> Result<Self, AgentError> {
         let counters = Arc::clone(&house.counters);
         let in_flight = fd_budget(house.files_each(), fds_of_servers(&settings))?;
-        let group = Group::new(if settings.prevention {
+        let kind = if settings.prevention {
             GroupKind::Permission
         } else {
             GroupKind::Notification
-        })?;
+        };
+        let group = Group::wanting(kind, wanted(settings.triggers))?;
         let features = group.probe_features()?;
         tiers::say_fanotify(features);
         let plane = tiers::load_filter_plane(settings.bpf)?;
@@ -224,7 +230,8 @@ impl Agent {
         let stores_are_seen = plane.is_some() && features.evictable_marks;
         let paths = RealPaths::of(&settings, &table, Tell::Yes)?;
         tiers::say_marks(settings.marks);
-        let policy = Arc::new(first_policy(&settings, (&paths, &table), stores_are_seen));
+        let policy = first_policy(&settings, (&paths, &table), stores_are_seen)?;
+        let policy = Arc::new(policy);
         let kind = Kind::choose(settings.coverage, settings.disable_ddd, features);
         let prescans = Mailbox::new()?;
         let jobs = Mailbox::new()?;
@@ -242,7 +249,7 @@ impl Agent {
             Answer::Allow
         };
 
-        let verdicts = Arc::new(Mutex::new(VerdictCache::new(VERDICTS)));
+        let verdicts = Arc::new(Mutex::new(VerdictCache::new(settings.verdicts)));
         let keeper = Keeper::new(
             KeeperLinks {
                 group: Arc::clone(&group),
@@ -296,6 +303,7 @@ impl Agent {
             scanner,
             counters: Arc::clone(&counters),
             on_failure,
+            tell_large: settings.log.verbose,
         };
         let [_, of_service, of_keeper] = beats.clone();
         let threads = Threads {
@@ -364,6 +372,12 @@ impl Agent {
             tracing::info!(
                 "ClamInotif: watching '{}'{below}",
                 printable(path.value.as_os_str().as_encoded_bytes())
+            );
+        }
+        for pattern in &settings.exclude_patterns {
+            tracing::info!(
+                "ClamInotif: excluding what '{}' matches (and all sub-directories)",
+                printable(pattern.value.written.as_bytes())
             );
         }
         for path in &settings.exclude_paths {
@@ -446,16 +460,47 @@ fn first_policy(
     settings: &Settings,
     (paths, table): (&RealPaths, &Arc<MountTable>),
     stores_are_seen: bool,
-) -> Policy {
-    Policy {
+) -> Result<Policy, TooManyPatterns> {
+    let rules = Rules::of(settings)?;
+    Ok(Policy {
         scope: Arc::new(paths.scope(table)),
         mounts: Arc::clone(table),
         excluded_uids: excluded_uids(settings),
         max_file_size: settings.max_file_size,
+        deny_on_error: settings.deny_on_error,
+        rules: Arc::new(rules.with_programs(programs(settings, Tell::Yes))),
         kinds: Arc::new(HashMap::new()),
         stores_are_seen,
         marks: settings.marks,
+    })
+}
+
+/// Which events these triggers need.
+fn wanted(triggers: Triggers) -> Wanted {
+    Wanted {
+        opens: match triggers {
+            Triggers { open: true, .. } => Opens::All,
+            Triggers { exec: true, .. } => Opens::Execution,
+            Triggers { .. } => Opens::None,
+        },
+        closes: triggers.close_write,
     }
+}
+
+/// The programs whose opens are not scanned, as their files are now.
+fn programs(settings: &Settings, tell: Tell) -> Vec<ProgramId> {
+    let mut out = Vec::new();
+    for path in &settings.exclusions.executables {
+        match ProgramId::at(&path.value) {
+            Some(program) => out.push(program),
+            None if tell == Tell::Yes => tracing::warn!(
+                "{path}: {} does not exist (yet); its opens are scanned until it does",
+                printable(path.value.as_os_str().as_encoded_bytes())
+            ),
+            None => {}
+        }
+    }
+    out
 }
 
 fn limits(settings: &Settings, on_failure: Answer) -> Limits {

@@ -13,7 +13,7 @@ use nix::poll::PollFlags;
 
 use super::clamds::say_pipeline;
 use super::reload::House;
-use super::{Agent, AgentError, excluded_uids, say_counters};
+use super::{Agent, AgentError, excluded_uids, programs, say_counters};
 use crate::coverage::filesystems::NewFilesystem;
 use crate::coverage::keeper::KeeperMessage;
 use crate::coverage::kind::Kind;
@@ -160,6 +160,7 @@ impl Agent {
                 self.forget_verdicts("clamd's signature database is being read");
             }
             if mounts || Instant::now() >= look_at {
+                self.follow_programs();
                 self.follow_mounts(mounts);
                 look_at = Instant::now() + LOOK_EVERY;
             }
@@ -222,6 +223,24 @@ impl Agent {
         lock(&self.verdicts).new_generation();
         self.counters.generations.up();
         self.keeper.send(KeeperMessage::Flush(why));
+    }
+
+    /// Programs get other files, by an upgrade for instance.
+    fn follow_programs(&mut self) {
+        if self.settings.exclusions.executables.is_empty() {
+            return;
+        }
+        let now = self
+            .policy
+            .rules
+            .with_programs(programs(&self.settings, Tell::No));
+        if now != *self.policy.rules {
+            tracing::debug!("onacc: an excluded program has another file now");
+            self.replace_policy(Policy {
+                rules: Arc::new(now),
+                ..(*self.policy).clone()
+            });
+        }
     }
 
     /// Users get other uids.

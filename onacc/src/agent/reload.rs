@@ -10,14 +10,15 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::{Agent, AgentError, FILES_FOR_TWO};
+use super::{Agent, AgentError, FILES_FOR_TWO, programs};
 use crate::commands::cli::Cli;
 use crate::config::Settings;
+use crate::config::settings::Exclusions;
 use crate::coverage::paths::{RealPaths, Tell};
 use crate::kernel::mounts::MountTable;
 use crate::kernel::process;
 use crate::observe::counters::Counters;
-use crate::policy::Policy;
+use crate::policy::{Policy, Rules};
 
 /// How often it is looked whether the former agent has ended.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
@@ -128,11 +129,13 @@ impl Agent {
         if scope.filesystems().next().is_none() {
             return Err(AgentError::NothingProtected);
         }
+        let rules = Rules::of(&new)?.with_programs(programs(&new, Tell::Yes));
         self.settings = new;
         let policy = Policy {
             scope: Arc::clone(&scope),
             mounts: Arc::clone(&table),
             max_file_size: self.settings.max_file_size,
+            rules: Arc::new(rules),
             ..(*self.policy).clone()
         };
         self.replace_policy(policy);
@@ -150,6 +153,9 @@ fn differs_beyond_policy(old: &Settings, new: &Settings) -> bool {
     let rest = |settings: &Settings| Settings {
         include_paths: Vec::new(),
         exclude_paths: Vec::new(),
+        exclude_patterns: Vec::new(),
+        exclusions: Exclusions::default(),
+        path_rules: Vec::new(),
         watch_list: None,
         exclude_list: None,
         excluded_uids: Vec::new(),
@@ -178,6 +184,7 @@ mod tests {
             "# a comment\n\nOnAccessIncludePath /b",
             "OnAccessExcludePath /a/b\nOnAccessExcludeUID 7\nOnAccessExcludeUname anna",
             "OnAccessMaxFileSize 1M",
+            "OnAccessExcludePath ^/a/b$",
         ] {
             assert!(
                 !differs_beyond_policy(&old, &settings(in_place)),

@@ -134,7 +134,7 @@ impl Keeper {
     /// A directory that was out of scope may be in it now.
     fn follow(&mut self, policy: Arc<Policy>) {
         let world = self.marks.world_mut();
-        let changed = *policy.scope != *world.policy.scope;
+        let changed = *policy.scope != *world.policy.scope || *policy.rules != *world.policy.rules;
         world.policy = policy;
         if changed {
             self.marks.flush("the scope has changed");

@@ -15,7 +15,7 @@ use nix::sys::stat::Mode;
 
 use crate::kernel::fanotify::{Group, MoveWatch};
 use crate::kernel::file;
-use crate::policy::{Policy, Side};
+use crate::policy::Policy;
 
 /// Directories between an ignored one and the root.
 const MAX_DEPTH: usize = 256;
@@ -99,6 +99,5 @@ fn is_outside(policy: &Policy, directory: BorrowedFd<'_>) -> bool {
     if file::path_of(directory, &mut path).is_none() {
         return false;
     }
-    policy.scope.side_of_opened(mount, &path) == Some(Side::Outside)
-        && !policy.scope.names_something_in(mount, &path)
+    policy.is_outside_by_any_path(mount, &path) && !policy.scope.names_something_in(mount, &path)
 }

@@ -8,7 +8,7 @@ use std::path::{Component, Path, PathBuf};
 use crate::config::{Located, Settings};
 use crate::kernel::mounts::MountTable;
 use crate::observe::printable;
-use crate::policy::Scope;
+use crate::policy::{LimitedPaths, PathLimits, Scope};
 
 /// A configured path, resolved as far as it exists.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,6 +77,8 @@ pub struct RealPaths {
     pub includes: Vec<PathBuf>,
     /// Exclude paths.
     pub excludes: Vec<PathBuf>,
+    /// Paths that have limits of their own.
+    pub limited: LimitedPaths,
 }
 
 impl RealPaths {
@@ -100,15 +102,24 @@ impl RealPaths {
             .exclude_paths
             .iter()
             .map(|path| real_path(path, tell));
+        let limited = settings.path_rules.iter().map(|rule| {
+            let limits = PathLimits {
+                deny_on_error: rule.value.deny_on_error,
+                max_file_size: rule.value.max_file_size,
+            };
+            let path = real_path(&rule.with(rule.value.path.clone()), tell)?;
+            Ok((path, limits))
+        });
         Ok(Self {
             includes: includes.collect::<Result<_, _>>()?,
             excludes: excludes.collect::<Result<_, _>>()?,
+            limited: limited.collect::<Result<_, _>>()?,
         })
     }
 
     /// The scope that these paths describe.
     pub fn scope(&self, table: &MountTable) -> Scope {
-        Scope::build(&self.includes, &self.excludes, table)
+        Scope::build(&self.includes, &self.excludes, table).with_limits(&self.limited, table)
     }
 }
 

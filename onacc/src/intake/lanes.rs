@@ -15,7 +15,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::reader::{Control, Reader, ReaderLinks, ReaderOwn};
-use crate::kernel::fanotify::{Group, GroupKind, InitError};
+use crate::kernel::fanotify::{Group, GroupKind, InitError, Wanted};
 use crate::kernel::mounts::{Mount, MountTable};
 use crate::kernel::procfs::Proc;
 use crate::kernel::wake::{Mailbox, Wake};
@@ -103,6 +103,7 @@ pub struct Ended {
 /// All lanes.
 pub struct Lanes {
     kind: GroupKind,
+    wanted: Wanted,
     links: ReaderLinks,
     ended: Ended,
     all: Vec<Lane>,
@@ -122,6 +123,7 @@ impl Lanes {
     ) -> Result<Self, LaneError> {
         let mut lanes = Self {
             kind: group.kind(),
+            wanted: group.wanted(),
             links,
             ended,
             all: Vec::new(),
@@ -179,7 +181,7 @@ impl Lanes {
         if self.all.len() > MOST_LANES {
             return Err(LaneError::TooMany);
         }
-        let group = Group::new(self.kind)?;
+        let group = Group::wanting(self.kind, self.wanted)?;
         self.add(id, Arc::clone(&group), Heartbeat::new("further reader"))?;
         Ok(group)
     }

@@ -62,6 +62,8 @@ pub struct ReaderLinks {
     pub counters: Arc<Counters>,
     /// What a dropped event is answered with.
     pub on_failure: Answer,
+    /// Whether files that are too large are to be told.
+    pub tell_large: bool,
 }
 
 /// What belongs to one reader alone.
@@ -84,6 +86,8 @@ pub struct Reader {
     strangers: Strangers,
     path: Vec<u8>,
     translated: Vec<u8>,
+    /// What the event at hand is answered with if it comes to no verdict.
+    on_failure: Answer,
     arrears: Arrears,
     /// When the event at hand may have come.
     arrived: Instant,
@@ -98,6 +102,7 @@ impl Reader {
     /// A reader that has not begun.
     pub fn new(links: ReaderLinks, own: ReaderOwn, policy: Arc<Policy>) -> Self {
         Self {
+            on_failure: links.on_failure,
             links,
             own,
             policy,
@@ -152,8 +157,10 @@ impl Reader {
             Verdict::Unscanned(reason) => {
                 event.answer(Answer::Allow);
                 self.count(reason);
-                if reason == Unscanned::OutOfScope {
-                    self.learn_directory();
+                match reason {
+                    Unscanned::OutOfScope => self.learn_directory(),
+                    Unscanned::TooLarge if self.links.tell_large => self.tell_large(&event),
+                    _ => {}
                 }
             }
             Verdict::Known(subject, Known::Clean) => {
@@ -172,6 +179,7 @@ impl Reader {
             }
             Verdict::Scan(subject) if written => self.prescan(&event, subject.stat),
             Verdict::Scan(subject) => {
+                event.fail_with(self.on_failure);
                 self.links.counters.scans.up();
                 self.hand_over(event, subject);
             }
@@ -210,6 +218,20 @@ impl Reader {
                 self.links.prescans.send(PrescanMessage::Written(written));
             }
             None => self.links.counters.prescans_skipped.up(),
+        }
+    }
+
+    /// A file was too large, at `--verbose`. Out of scope that is no matter.
+    fn tell_large(&mut self, event: &PendingEvent) {
+        let Some(file) = event.file() else { return };
+        let Ok(stat) = file::stat(file.as_fd()) else {
+            return;
+        };
+        if let None | Some(Unscanned::TooLarge) = self.judge_place(file.as_fd(), &stat) {
+            self.links.jobs.send(Work::TooLarge {
+                path: self.path.clone(),
+                size: stat.size,
+            });
         }
     }
 
@@ -276,12 +298,19 @@ impl Reader {
             stat,
             beneath: None,
         };
+        let mut known = None;
         if !event.is_close_after_write() {
             subject = self.subject(opened.as_fd(), subject);
-            let known = lock(&self.links.verdicts).get(&subject.stat).cloned();
-            if let Some(known) = known {
-                return Verdict::Known(subject, known);
-            }
+            known = lock(&self.links.verdicts).get(&subject.stat).cloned();
+        }
+        if let Some(Known::Clean) = known {
+            return Verdict::Known(subject, Known::Clean);
+        }
+        if self.is_excluded_process(tid) {
+            return Verdict::Unscanned(Unscanned::ExcludedProcess);
+        }
+        if let Some(known) = known {
+            return Verdict::Known(subject, known);
         }
         let identity = &self.links.scanner;
         if self.strangers.is_scanner(identity, tid, Instant::now()) {
@@ -317,20 +346,50 @@ impl Reader {
         }
     }
 
-    /// Leaves the path in `self.path`, empty if there is none.
+    /// By program and control group. Asked for each event anew: an exec changes
+    /// the one, anybody with the right to may change the other.
+    fn is_excluded_process(&self, tid: i32) -> bool {
+        let rules = &self.policy.rules;
+        if tid == 0 {
+            return false;
+        }
+        if rules.ask_program()
+            && let Some(program) = self.own.proc.program(tid)
+            && rules.leaves_out_program(program)
+        {
+            return true;
+        }
+        if !rules.ask_group() {
+            return false;
+        }
+        let mut buffer = [0; 8192];
+        let group = self.own.proc.control_group(tid, &mut buffer);
+        group.is_some_and(|group| rules.leaves_out_group(group))
+    }
+
+    /// Leaves the path in `self.path`, empty if there is none, and what is to be
+    /// done on failure in `self.on_failure`.
     fn judge_place(&mut self, file: BorrowedFd<'_>, stat: &FileStat) -> Option<Unscanned> {
+        self.on_failure = self.links.on_failure;
         let told = file::path_of(file, &mut self.path);
         if told.is_none() {
             self.path.clear();
             return None;
         }
-        if self.policy.mounts.get(stat.mount).is_some() {
-            return self.policy.by_place(stat, Some(&self.path));
-        }
-        // A mount of another namespace: the path is that namespace's.
         let policy = Arc::clone(&self.policy);
-        let mount = policy.mounts.whole(stat.key.dev)?;
-        self.translate(file, stat, mount)?;
+        let mount = if let Some(mount) = policy.mounts.get(stat.mount) {
+            mount
+        } else {
+            // A mount of another namespace: the path is that namespace's.
+            let mount = policy.mounts.whole(stat.key.dev)?;
+            self.translate(file, stat, mount)?;
+            mount
+        };
+        self.on_failure = if policy.denies_on_error(Some(mount), &self.path) {
+            Answer::Deny
+        } else {
+            Answer::Allow
+        };
         policy.by_place_on(mount, stat, &self.path)
     }
 
@@ -364,6 +423,8 @@ impl Reader {
             Unscanned::ExcludedUid => counters.excluded_uid.up(),
             Unscanned::NotRegular => counters.not_regular.up(),
             Unscanned::OutOfScope => counters.out_of_scope.up(),
+            Unscanned::ExcludedFile => counters.excluded_file.up(),
+            Unscanned::ExcludedProcess => counters.excluded_process.up(),
             Unscanned::TooLarge => counters.too_large.up(),
             Unscanned::Empty => counters.empty.up(),
         }

@@ -65,6 +65,60 @@ pub fn stat(fd: BorrowedFd<'_>) -> Result<FileStat, SyscallError> {
     })
 }
 
+/// An executable file. Its name says nothing: another mount namespace may have
+/// anything there; the number of a removed file is used again, its time of
+/// birth is not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ProgramId {
+    /// Device.
+    pub dev: (u32, u32),
+    /// Inode number.
+    pub ino: u64,
+    /// Time of birth, in nanoseconds since the epoch; 0 where there is none.
+    pub born: i128,
+}
+
+impl ProgramId {
+    /// The executable at an absolute path.
+    pub fn at(path: &std::path::Path) -> Option<Self> {
+        let path = std::ffi::CString::new(path.as_os_str().as_bytes()).ok()?;
+        let root = nix::fcntl::open(
+            "/",
+            nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_CLOEXEC,
+            nix::sys::stat::Mode::empty(),
+        );
+        program(root.ok()?.as_fd(), &path)
+    }
+}
+
+/// The executable at a path below `dir` (or an absolute one), symlinks followed:
+/// one `statx`, which asks no server and no daemon.
+pub fn program(dir: BorrowedFd<'_>, path: &std::ffi::CStr) -> Option<ProgramId> {
+    let mut buffer = MaybeUninit::<libc::statx>::zeroed();
+    // SAFETY: the path is NUL-terminated, the buffer live and of the type that
+    // the call fills.
+    let result = unsafe {
+        libc::statx(
+            dir.as_raw_fd(),
+            path.as_ptr(),
+            libc::AT_STATX_DONT_SYNC,
+            libc::STATX_BASIC_STATS | libc::STATX_BTIME,
+            buffer.as_mut_ptr(),
+        )
+    };
+    if result != 0 {
+        return None;
+    }
+    // SAFETY: zeroed memory is a valid `statx` (integers only), and the call filled it.
+    let stat = unsafe { buffer.assume_init() };
+    let born = i128::from(stat.stx_btime.tv_sec) * 1_000_000_000;
+    Some(ProgramId {
+        dev: (stat.stx_dev_major, stat.stx_dev_minor),
+        ino: stat.stx_ino,
+        born: born + i128::from(stat.stx_btime.tv_nsec),
+    })
+}
+
 /// What filesystem a file lives on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FilesystemKind {

@@ -124,6 +124,26 @@ impl Proc {
         self.thread_stat(tid).is_none_or(|stat| stat.ended)
     }
 
+    /// Which file a thread executes: one `statx`. `None` if it is gone or a
+    /// kernel thread.
+    pub fn program(&self, tid: i32) -> Option<super::file::ProgramId> {
+        let mut name = [0u8; 32];
+        let path = format_into(&mut name, format_args!("{tid}/exe\0"));
+        super::file::program(self.0.as_fd(), path)
+    }
+
+    /// The control group (version 2) of a thread, into `buffer`: `openat`,
+    /// `read`, `close`. `None` if it is gone, has none, or the path is longer
+    /// than the buffer.
+    pub fn control_group<'a>(&self, tid: i32, buffer: &'a mut [u8]) -> Option<&'a [u8]> {
+        let mut name = [0u8; 32];
+        let path = format_into(&mut name, format_args!("{tid}/cgroup\0"));
+        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+        let fd = openat(self.0.as_fd(), path, flags, Mode::empty()).ok()?;
+        let got = std::fs::File::from(fd).read(buffer).ok()?;
+        parse_control_group(&buffer[..got])
+    }
+
     /// Parent and start time of a thread; `None` if it is gone.
     pub fn thread_stat(&self, tid: i32) -> Option<ThreadStat> {
         let mut name = [0u8; 32];
@@ -134,6 +154,13 @@ impl Proc {
         let got = std::fs::File::from(fd).read(&mut bytes).ok()?;
         parse_stat(&bytes[..got])
     }
+}
+
+/// The path in the line of version 2 of `/proc/<tid>/cgroup` (cgroups(7)). A
+/// line that does not end was cut.
+pub fn parse_control_group(text: &[u8]) -> Option<&[u8]> {
+    let mut lines = text.split_inclusive(|byte| *byte == b'\n');
+    lines.find_map(|line| line.strip_prefix(b"0::")?.strip_suffix(b"\n"))
 }
 
 /// Parses `/proc/<tid>/stat` (`proc_pid_stat(5)`). The name in parentheses may
@@ -177,6 +204,40 @@ mod tests {
         assert!(!proc.has_ended(tid) && proc.has_ended(-1));
         assert!(!proc.is_thread_of(1, nix::unistd::getpid().as_raw()));
         assert_eq!(proc.effective_uid(-1), None);
+    }
+
+    #[test]
+    fn a_thread_has_the_program_of_its_file_and_a_control_group() {
+        use super::super::file::ProgramId;
+        let proc = Proc::open().unwrap();
+        let tid = nix::unistd::gettid().as_raw();
+        let own = std::env::current_exe().unwrap();
+        assert_eq!(proc.program(tid), ProgramId::at(&own));
+        assert!(proc.program(tid).is_some() && proc.program(-1).is_none());
+        assert_ne!(
+            proc.program(tid),
+            ProgramId::at(std::path::Path::new("/bin/sh"))
+        );
+        let mut buffer = [0; 8192];
+        let whole = std::fs::read("/proc/thread-self/cgroup").unwrap();
+        assert_eq!(
+            proc.control_group(tid, &mut buffer),
+            parse_control_group(&whole)
+        );
+        assert_eq!(proc.control_group(-1, &mut buffer), None);
+    }
+
+    #[test]
+    fn the_control_group_is_that_of_version_2() {
+        let text = b"12:cpu:/x\n0::/a b.slice/c.service\n";
+        assert_eq!(
+            parse_control_group(text),
+            Some(&b"/a b.slice/c.service"[..])
+        );
+        assert_eq!(parse_control_group(b"0::/\n"), Some(&b"/"[..]));
+        assert_eq!(parse_control_group(b"0::/cu"), None);
+        assert_eq!(parse_control_group(b"1:name=systemd:/\n"), None);
+        assert_eq!(parse_control_group(b""), None);
     }
 
     #[test]

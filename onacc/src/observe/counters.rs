@@ -55,6 +55,10 @@ counters! {
     not_regular,
     /// Let through: out of scope.
     out_of_scope,
+    /// Let through: the path fits a pattern.
+    excluded_file,
+    /// Let through: excluded program or control group.
+    excluded_process,
     /// Let through: larger than `OnAccessMaxFileSize`.
     too_large,
     /// Let through: empty.

@@ -6,6 +6,7 @@
 
 mod database;
 mod marks;
+mod rules;
 mod scope;
 pub mod stamps;
 mod verdicts;
@@ -20,6 +21,7 @@ use crate::kernel::mounts::{Mount, MountTable};
 
 pub use database::Database;
 pub use marks::{MarkTable, Remembered};
+pub use rules::{LimitedPaths, PathLimits, Rules, TooManyPatterns};
 pub use scope::{Scope, Side};
 pub use verdicts::{Verdict, VerdictCache};
 
@@ -41,8 +43,13 @@ pub struct Policy {
     pub mounts: Arc<MountTable>,
     /// Effective uids whose opens are not scanned.
     pub excluded_uids: Vec<u32>,
-    /// Larger files are not scanned; bytes.
+    /// Larger files are not scanned, but where a path has a limit of its own; bytes.
     pub max_file_size: u64,
+    /// Whether an open is denied when its scan fails, but where a path says
+    /// otherwise.
+    pub deny_on_error: bool,
+    /// What is left out beyond places and users.
+    pub rules: Arc<Rules>,
     /// What the watched filesystems are.
     pub kinds: Arc<HashMap<u32, FilesystemKind>>,
     /// Whether every store into a file of an ext filesystem is seen: the eBPF
@@ -65,10 +72,20 @@ pub enum Unscanned {
     NotRegular,
     /// Not under an include path, or nearer to an exclude path.
     OutOfScope,
+    /// Its path fits a pattern.
+    ExcludedFile,
+    /// The opener's program or control group is excluded.
+    ExcludedProcess,
     /// Larger than `OnAccessMaxFileSize`.
     TooLarge,
     /// Nothing in it to scan.
     Empty,
+}
+
+/// What holds for one file.
+struct Limits {
+    max_file_size: u64,
+    deny_on_error: bool,
 }
 
 impl Policy {
@@ -97,7 +114,7 @@ impl Policy {
         let sizes_are_true = self.kind(stat) != FilesystemKind::Foreign;
         if !stat.regular {
             Some(Unscanned::NotRegular)
-        } else if stat.size > self.max_file_size {
+        } else if stat.size > self.max_file_size.max(self.scope.largest_limit()) {
             Some(Unscanned::TooLarge)
         } else if stat.size == 0 && sizes_are_true {
             Some(Unscanned::Empty)
@@ -149,7 +166,63 @@ impl Policy {
             _ => path,
         };
         let side = self.scope.side_of_opened(mount, path)?;
-        (side == Side::Outside).then_some(Unscanned::OutOfScope)
+        if side == Side::Outside || self.rules.leaves_out_directory_of(path) {
+            Some(Unscanned::OutOfScope)
+        } else if self.rules.leaves_out_file(path) {
+            Some(Unscanned::ExcludedFile)
+        } else if stat.size > self.limits(mount, path).max_file_size {
+            Some(Unscanned::TooLarge)
+        } else {
+            None
+        }
+    }
+
+    /// The side of a directory and of what lies in it, but for what a rule or a
+    /// path says of files there.
+    pub fn side_of_directory(&self, mount: &Mount, path: &[u8]) -> Option<Side> {
+        match self.scope.side_of_opened(mount, path)? {
+            Side::Inside if self.rules.leaves_out_directory(path) => Some(Side::Outside),
+            side => Some(side),
+        }
+    }
+
+    /// Whether a directory is out of scope by whatever path it is reached. A
+    /// pattern speaks of paths, and another mount of the filesystem may show the
+    /// directory under a path that does not fit.
+    pub fn is_outside_by_any_path(&self, mount: &Mount, path: &[u8]) -> bool {
+        match self.scope.side_of_opened(mount, path) {
+            Some(Side::Outside) => true,
+            Some(Side::Inside) => {
+                let same = self.mounts.iter().filter(|other| other.dev == mount.dev);
+                self.rules.leaves_out_directory(path)
+                    && same.count() == 1
+                    && mount.root == std::path::Path::new("/")
+            }
+            None => false,
+        }
+    }
+
+    /// What holds for a file at this path, on a mount of ours.
+    fn limits(&self, mount: &Mount, path: &[u8]) -> Limits {
+        let found = self.scope.limits_of_opened(mount, path);
+        Limits {
+            max_file_size: found
+                .and_then(|limits| limits.max_file_size)
+                .unwrap_or(self.max_file_size),
+            deny_on_error: found
+                .and_then(|limits| limits.deny_on_error)
+                .unwrap_or(self.deny_on_error),
+        }
+    }
+
+    /// Whether an open of this file is denied when its scan fails. `path` as in
+    /// [`Policy::by_place`], after a file in another mount namespace got its
+    /// path on `mount`.
+    pub fn denies_on_error(&self, mount: Option<&Mount>, path: &[u8]) -> bool {
+        match mount {
+            Some(mount) if self.scope.has_limits() => self.limits(mount, path).deny_on_error,
+            _ => self.deny_on_error,
+        }
     }
 }
 
@@ -166,6 +239,8 @@ mod tests {
             mounts: Arc::new(mounts),
             excluded_uids: vec![0, 1000],
             max_file_size: 100,
+            deny_on_error: false,
+            rules: Arc::new(Rules::default()),
             kinds: Arc::new(HashMap::from([(
                 onacc_common::kernel_dev(8, 1),
                 FilesystemKind::Ext,
@@ -248,6 +323,70 @@ mod tests {
             assert_eq!(policy.may_mark(&stat(5)), wanted, "{kind:?} {marks:?}");
             assert!(policy.stamps_tell(&stat(5)));
         }
+    }
+
+    #[test]
+    fn a_path_may_have_limits_of_its_own() {
+        let mut policy = policy();
+        let limited = |deny_on_error, max_file_size| PathLimits {
+            deny_on_error,
+            max_file_size,
+        };
+        let paths = vec![
+            ("/in/big".into(), limited(None, Some(1000))),
+            ("/in/big/small".into(), limited(Some(true), Some(10))),
+        ];
+        let scope = (*policy.scope).clone().with_limits(&paths, &policy.mounts);
+        policy.scope = Arc::new(scope);
+        let judged = |size, path: &str| {
+            let stat = stat(size);
+            let by_file = policy.by_file(&stat);
+            by_file.or_else(|| policy.by_place(&stat, Some(path.as_bytes())))
+        };
+        assert_eq!(judged(1001, "/in/big/f"), Some(Unscanned::TooLarge));
+        assert_eq!(judged(1000, "/in/big/f"), None);
+        assert_eq!(judged(101, "/in/f"), Some(Unscanned::TooLarge));
+        assert_eq!(judged(100, "/in/f"), None);
+        assert_eq!(judged(11, "/in/big/small/f"), Some(Unscanned::TooLarge));
+        assert_eq!(judged(10, "/in/big/small/f"), None);
+        let mount = policy.mounts.get(9);
+        assert!(policy.denies_on_error(mount, b"/in/big/small/f"));
+        assert!(!policy.denies_on_error(mount, b"/in/big/f"));
+        assert!(!policy.denies_on_error(None, b"/in/big/small/f"));
+    }
+
+    #[test]
+    fn a_pattern_leaves_out_a_directory_for_all_only_where_it_has_one_path() {
+        let settings = b"[clamd]\nLocalSocket = '/s'\n[scope]\nOnAccessIncludePath = '/in'\n\
+            OnAccessExcludePath = '/x$'\n[exclude]\nExtension = 'iso'\n";
+        let settings = crate::config::Settings::from_native(settings, std::path::Path::new("n"));
+        let rules = Arc::new(Rules::of(&settings.unwrap()).unwrap());
+        let mut policy = Policy { rules, ..policy() };
+        let mount = policy.mounts.get(9).unwrap();
+        assert_eq!(
+            policy.by_place(&stat(5), Some(b"/in/x/f")),
+            Some(Unscanned::OutOfScope)
+        );
+        assert_eq!(policy.by_place(&stat(5), Some(b"/in/y/f")), None);
+        assert_eq!(
+            policy.by_place(&stat(5), Some(b"/in/f.iso")),
+            Some(Unscanned::ExcludedFile)
+        );
+        assert_eq!(
+            policy.side_of_directory(mount, b"/in/x"),
+            Some(Side::Outside)
+        );
+        assert_eq!(
+            policy.side_of_directory(mount, b"/in/y"),
+            Some(Side::Inside)
+        );
+        assert!(policy.is_outside_by_any_path(mount, b"/in/x"));
+        assert!(!policy.is_outside_by_any_path(mount, b"/in/y"));
+        let two = b"9 1 8:1 / / rw - ext4 /dev/a rw\n10 9 8:1 /in/x /mnt rw - ext4 /dev/a rw\n";
+        policy.mounts = Arc::new(MountTable::parse(two));
+        let mount = policy.mounts.get(9).unwrap();
+        assert!(!policy.is_outside_by_any_path(mount, b"/in/x"));
+        assert!(policy.is_outside_by_any_path(mount, b"/elsewhere"));
     }
 
     #[test]

@@ -8,6 +8,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
+use super::rules::PathLimits;
 use crate::kernel::mounts::{Mount, MountTable, is_below};
 
 /// On which side of the border a place lies.
@@ -29,6 +30,10 @@ struct Rule {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Scope {
     filesystems: HashMap<u32, Vec<Rule>>,
+    /// What holds below some paths, the longest path first.
+    limits: HashMap<u32, Vec<(PathBuf, PathLimits)>>,
+    /// The largest size that any of them allows.
+    largest_limit: u64,
 }
 
 impl Scope {
@@ -59,6 +64,57 @@ impl Scope {
         scope
     }
 
+    /// The same with limits below some paths: absolute ones, without symlinks. A
+    /// filesystem that is mounted below one belongs to it.
+    #[must_use]
+    pub fn with_limits(mut self, limited: &[(PathBuf, PathLimits)], mounts: &MountTable) -> Self {
+        let mut limits: HashMap<u32, Vec<(PathBuf, PathLimits)>> = HashMap::new();
+        let mut add = |dev, path: PathBuf, limit| {
+            let places = limits.entry(dev).or_default();
+            places.retain(|(other, _)| *other != path);
+            places.push((path, limit));
+        };
+        for mount in mounts.iter() {
+            let above = limited
+                .iter()
+                .filter(|(path, _)| mount.point.starts_with(path));
+            if let Some((_, limit)) = above.max_by_key(|(path, _)| path.as_os_str().len()) {
+                add(mount.dev, mount.root.clone(), *limit);
+            }
+        }
+        for (path, limit) in limited {
+            if let Some(place) = mounts.place_of(path) {
+                add(place.dev, place.path, *limit);
+            }
+        }
+        for places in limits.values_mut() {
+            places.sort_by_key(|(path, _)| std::cmp::Reverse(path.as_os_str().len()));
+        }
+        let sizes = limited.iter().filter_map(|(_, limit)| limit.max_file_size);
+        self.largest_limit = sizes.max().unwrap_or(0);
+        self.limits = limits;
+        self
+    }
+
+    /// Whether any path has limits of its own.
+    pub fn has_limits(&self) -> bool {
+        !self.limits.is_empty()
+    }
+
+    /// The largest size of a file that a path allows by limits of its own.
+    pub fn largest_limit(&self) -> u64 {
+        self.largest_limit
+    }
+
+    /// The limits that hold for an opened file, as in [`Scope::side_of_opened`].
+    pub fn limits_of_opened(&self, mount: &Mount, path: &[u8]) -> Option<PathLimits> {
+        let places = self.limits.get(&mount.dev)?;
+        let below = below_mount(mount, path)?;
+        let mut places = places.iter();
+        let found = places.find(|(place, _)| holds(place, &mount.root, below));
+        found.map(|(_, limits)| *limits)
+    }
+
     /// A later rule for the same place replaces the earlier one.
     fn add(&mut self, dev: u32, path: PathBuf, side: Side) {
         let rules = self.filesystems.entry(dev).or_default();
@@ -79,11 +135,7 @@ impl Scope {
     /// The side of an opened file, from the mount it was opened through and the
     /// path that the kernel gives it. `None` if the path does not fit the mount.
     pub fn side_of_opened(&self, mount: &Mount, path: &[u8]) -> Option<Side> {
-        if !is_below(path, &mount.point) {
-            return None;
-        }
-        let point = mount.point.as_os_str().len();
-        let below = if point == 1 { path } else { &path[point..] };
+        let below = below_mount(mount, path)?;
         Some(self.side_of_parts(mount.dev, &mount.root, below))
     }
 
@@ -126,6 +178,13 @@ impl Scope {
             .find(|rule| holds(&rule.path, root, below))
             .map_or(Side::Outside, |rule| rule.side)
     }
+}
+
+/// What of a path lies below its mount. `None` if it does not.
+fn below_mount<'a>(mount: &Mount, path: &'a [u8]) -> Option<&'a [u8]> {
+    let point = mount.point.as_os_str().len();
+    let below = if point == 1 { 0 } else { point };
+    is_below(path, &mount.point).then(|| &path[below..])
 }
 
 /// Whether the place `root` + `below` is `rule` or lies below it. `below` is

@@ -62,6 +62,14 @@ pub fn infected(path: &[u8], links: u32, signature: &str) {
     tracing::info!("{path}: {} FOUND", printable(signature.as_bytes()));
 }
 
+/// A file that the settings want let through unseen.
+pub fn too_large(path: &[u8], size: u64) {
+    let path = name_of(path, 1);
+    tracing::debug!(
+        "onacc: {path}: not scanned, its {size} bytes are more than OnAccessMaxFileSize"
+    );
+}
+
 /// A verdict that nobody could wait for.
 pub fn late(path: &[u8]) {
     let path = name_of(path, 1);

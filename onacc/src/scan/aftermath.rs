@@ -40,6 +40,15 @@ pub enum After {
         path: Vec<u8>,
         /// Why.
         failure: Failure,
+        /// What it got.
+        answer: Answer,
+    },
+    /// A file that was too large.
+    TooLarge {
+        /// The path that the opener used.
+        path: Vec<u8>,
+        /// Its size, in bytes.
+        size: u64,
     },
 }
 
@@ -57,7 +66,7 @@ impl Aftermath {
     }
 
     /// Does all that waits.
-    pub fn run(&mut self, keeper: &Mailbox<KeeperMessage>, on_failure: Answer) {
+    pub fn run(&mut self, keeper: &Mailbox<KeeperMessage>) {
         while let Some(after) = self.list.pop_front() {
             match after {
                 After::Clean(clean) => keeper.send(KeeperMessage::Clean(clean)),
@@ -79,9 +88,12 @@ impl Aftermath {
                     links,
                     signature,
                 } => report::infected(&path, links, &signature),
-                After::Failed { path, failure } => {
-                    self.failures.report(&path, &failure, on_failure);
-                }
+                After::Failed {
+                    path,
+                    failure,
+                    answer,
+                } => self.failures.report(&path, &failure, answer),
+                After::TooLarge { path, size } => report::too_large(&path, size),
             }
         }
     }

@@ -54,6 +54,17 @@ pub struct ScanJob {
 }
 
 impl ScanJob {
+    /// Answers everybody who waits for this job by their fail policies. What the
+    /// first of them got.
+    pub fn fail(&mut self) -> Option<Answer> {
+        let answer = self.event.on_failure();
+        self.event.fail();
+        for other in &mut self.joined {
+            other.event.fail();
+        }
+        answer
+    }
+
     /// Answers everybody who waits for this job.
     pub fn answer(&mut self, answer: Answer) {
         self.event.answer(answer);
@@ -79,6 +90,13 @@ pub struct Joined {
 pub enum Work {
     /// To be scanned.
     Scan(ScanJob),
+    /// Answered already: larger than the settings want scanned. To be told.
+    TooLarge {
+        /// The path, as in [`ScanJob`].
+        path: Vec<u8>,
+        /// Its size, in bytes.
+        size: u64,
+    },
     /// Answered already: the verdict of this very version is known.
     KnownInfected {
         /// The path, as in [`ScanJob`].

@@ -140,7 +140,7 @@ impl Service {
             self.expire(now);
             self.look_after_openers(now);
             self.ask_for_signs(now);
-            self.after.run(&self.links.keeper, self.limits.on_failure);
+            self.after.run(&self.links.keeper);
             self.rest();
         }
     }
@@ -149,6 +149,7 @@ impl Service {
         match work {
             Work::Scan(job) if job.urgency == Urgency::Prescan => self.take_prescan(job),
             Work::Scan(job) => self.take_opener(job, now),
+            Work::TooLarge { path, size } => self.after.push(After::TooLarge { path, size }),
             Work::KnownInfected {
                 path,
                 links,

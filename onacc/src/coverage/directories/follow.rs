@@ -119,7 +119,7 @@ impl<M: Marker> Directories<M> {
         let old = std::mem::replace(&mut self.policy, policy);
         let new = &self.policy;
         let same_mounts = old.mounts == new.mounts;
-        if same_mounts && old.scope == new.scope {
+        if same_mounts && old.scope == new.scope && old.rules == new.rules {
             return;
         }
         if same_mounts || self.names.excludes_moved(&old.mounts, &new.mounts) {

@@ -283,7 +283,7 @@ impl<M: Marker> Directories<M> {
         let Some(mount) = self.policy.mounts.get(stat.mount) else {
             return Wanted::No;
         };
-        let Some(side) = self.policy.scope.side_of_opened(mount, &self.path) else {
+        let Some(side) = self.policy.side_of_directory(mount, &self.path) else {
             return Wanted::No;
         };
         let pseudo = super::names::is_pseudo(&mount.kind);

@@ -197,7 +197,7 @@ impl<M: Marker> Directories<M> {
     fn plan(&self, stat: &FileStat) -> Option<Plan> {
         let (side, pseudo) = match self.policy.mounts.get(stat.mount) {
             Some(mount) => (
-                self.policy.scope.side_of_opened(mount, &self.path),
+                self.policy.side_of_directory(mount, &self.path),
                 names::is_pseudo(&mount.kind),
             ),
             None => (None, false),

@@ -21,6 +21,34 @@ pub enum GroupKind {
     Notification,
 }
 
+/// Which events a group asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// Opens.
+    pub opens: Opens,
+    /// Closes after writing.
+    pub closes: bool,
+}
+
+impl Wanted {
+    /// All that there is.
+    pub const ALL: Self = Self {
+        opens: Opens::All,
+        closes: true,
+    };
+}
+
+/// Which opens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Opens {
+    /// Every one, for execution too.
+    All,
+    /// Those for execution (since 5.0).
+    Execution,
+    /// None.
+    None,
+}
+
 /// The group cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub enum InitError {
@@ -45,6 +73,7 @@ pub enum InitError {
 pub struct Group {
     fd: OwnedFd,
     kind: GroupKind,
+    wanted: Wanted,
 }
 
 /// Room for one read. Its size bounds how many fds one read can install.
@@ -74,6 +103,14 @@ impl Group {
     /// # Errors
     /// [`InitError`] says which privilege or kernel option is missing.
     pub fn new(kind: GroupKind) -> Result<Arc<Self>, InitError> {
+        Self::wanting(kind, Wanted::ALL)
+    }
+
+    /// Makes a group whose marks ask for these events.
+    ///
+    /// # Errors
+    /// As [`Group::new`].
+    pub fn wanting(kind: GroupKind, wanted: Wanted) -> Result<Arc<Self>, InitError> {
         let class = match kind {
             GroupKind::Permission => libc::FAN_CLASS_CONTENT | libc::FAN_UNLIMITED_QUEUE,
             GroupKind::Notification => libc::FAN_CLASS_NOTIF,
@@ -99,12 +136,17 @@ impl Group {
         }
         // SAFETY: the kernel just gave this fd to us alone.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        Ok(Arc::new(Self { fd, kind }))
+        Ok(Arc::new(Self { fd, kind, wanted }))
     }
 
     /// What the group is for.
     pub fn kind(&self) -> GroupKind {
         self.kind
+    }
+
+    /// Which events its marks ask for.
+    pub fn wanted(&self) -> Wanted {
+        self.wanted
     }
 
     /// Reads as many events as there is room for in the budget and hands each,

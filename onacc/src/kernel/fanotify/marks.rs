@@ -9,7 +9,7 @@ use std::ffi::CStr;
 use std::os::fd::{AsFd as _, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
-use super::group::{Group, GroupKind};
+use super::group::{Group, GroupKind, Opens};
 use crate::kernel::SyscallError;
 use crate::kernel::directory::InDirectory;
 
@@ -87,13 +87,21 @@ impl WriterProbe {
 impl Group {
     /// What a filesystem mark asks for: opens, and closes after writing.
     pub(super) fn event_mask(&self) -> u64 {
-        self.open_mask() | libc::FAN_CLOSE_WRITE
+        let closes = if self.wanted().closes {
+            libc::FAN_CLOSE_WRITE
+        } else {
+            0
+        };
+        self.open_mask() | closes
     }
 
     fn open_mask(&self) -> u64 {
-        match self.kind() {
-            GroupKind::Permission => libc::FAN_OPEN_PERM,
-            GroupKind::Notification => libc::FAN_OPEN,
+        match (self.wanted().opens, self.kind()) {
+            (Opens::All, GroupKind::Permission) => libc::FAN_OPEN_PERM,
+            (Opens::All, GroupKind::Notification) => libc::FAN_OPEN,
+            (Opens::Execution, GroupKind::Permission) => libc::FAN_OPEN_EXEC_PERM,
+            (Opens::Execution, GroupKind::Notification) => libc::FAN_OPEN_EXEC,
+            (Opens::None, _) => 0,
         }
     }
 
@@ -206,7 +214,10 @@ impl Group {
     /// A failed `fanotify_mark`: no mark.
     pub fn ignore_inode(&self, file: BorrowedFd<'_>) -> Result<(), MarkError> {
         let flags = libc::FAN_MARK_ADD | libc::FAN_MARK_IGNORED_MASK | FAN_MARK_EVICTABLE;
-        Ok(mark(self, flags, self.open_mask(), At::Fd(file))?)
+        match self.open_mask() {
+            0 => Ok(()),
+            mask_of_opens => Ok(mark(self, flags, mask_of_opens, At::Fd(file))?),
+        }
     }
 
     /// Takes the clean mark away; `file` may be an `O_PATH` fd.
@@ -215,7 +226,10 @@ impl Group {
     /// [`MarkError::Absent`] if there is none (any more).
     pub fn unignore_inode(&self, file: BorrowedFd<'_>) -> Result<(), MarkError> {
         let flags = libc::FAN_MARK_REMOVE | libc::FAN_MARK_IGNORED_MASK;
-        absent(mark(self, flags, self.open_mask(), At::ProcFd(file)))
+        match self.open_mask() {
+            0 => Ok(()),
+            mask_of_opens => absent(mark(self, flags, mask_of_opens, At::ProcFd(file))),
+        }
     }
 
     /// Takes every inode mark away at once; filesystem marks stay.

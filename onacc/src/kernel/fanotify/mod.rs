@@ -14,7 +14,7 @@ mod outside;
 mod pending;
 
 pub use budget::{FdBudget, Permit};
-pub use group::{Group, GroupKind, InitError, ReadBuffer, ReadError};
+pub use group::{Group, GroupKind, InitError, Opens, ReadBuffer, ReadError, Wanted};
 pub use marks::{MarkError, ProbedFeatures, WriterProbe};
 pub use outside::MoveWatch;
 pub use pending::{Answer, EventFile, PendingEvent};

@@ -69,7 +69,9 @@ impl PendingEvent {
         file: Option<EventFile>,
         on_drop: Answer,
     ) -> Self {
-        let permission = event.mask & (libc::FAN_OPEN_PERM | libc::FAN_ACCESS_PERM) != 0;
+        const PERMISSION: u64 =
+            libc::FAN_OPEN_PERM | libc::FAN_OPEN_EXEC_PERM | libc::FAN_ACCESS_PERM;
+        let permission = event.mask & PERMISSION != 0;
         let owed = (permission && file.is_some()).then(|| Owed {
             group: Arc::clone(group),
             on_drop,
@@ -129,6 +131,24 @@ impl PendingEvent {
             tracing::error!("onacc: {error}; an opener could not be answered, stopping");
             crate::kernel::process::stop_now();
         }
+    }
+
+    /// The fail policy of this event from now on.
+    pub fn fail_with(&mut self, answer: Answer) {
+        if let Some(owed) = &mut self.owed {
+            owed.on_drop = answer;
+        }
+    }
+
+    /// Its fail policy: what it is answered with if it comes to no verdict.
+    /// `None` if no answer is owed.
+    pub fn on_failure(&self) -> Option<Answer> {
+        self.owed.as_ref().map(|owed| owed.on_drop)
+    }
+
+    /// Answers by the fail policy, if that has not been done and the event wants it.
+    pub fn fail(&mut self) {
+        self.answer_by_policy();
     }
 
     /// Gives up the event for its file; an answer still owed is given by the fail policy.

@@ -100,27 +100,26 @@ impl Service {
 
     /// Answers by the fail policy.
     pub(super) fn fail(&mut self, mut job: ScanJob, failure: Failure) {
-        let answer = self.failure_answer(job.event.tid());
-        job.answer(answer);
+        let answer = self.answer_without_verdict(&mut job);
         if job.urgency == Urgency::Prescan && job.joined.is_empty() {
             return;
         }
         self.after.push(After::Failed {
             path: std::mem::take(&mut job.path),
             failure,
+            answer,
         });
     }
 
     /// Under `OnAccessDenyOnError` clamd itself must still be able to start.
-    fn failure_answer(&self, tid: i32) -> Answer {
-        match self.limits.on_failure {
-            Answer::Deny
-                if !self.pool.has_session() && self.links.scanner.looks_like_clamd(tid) =>
-            {
-                Answer::Allow
-            }
-            answer => answer,
+    fn answer_without_verdict(&self, job: &mut ScanJob) -> Answer {
+        let denies = job.event.on_failure() == Some(Answer::Deny);
+        let tid = job.event.tid();
+        if denies && !self.pool.has_session() && self.links.scanner.looks_like_clamd(tid) {
+            job.answer(Answer::Allow);
+            return Answer::Allow;
         }
+        job.fail().unwrap_or(self.limits.on_failure)
     }
 
     /// The file is longer than clamd takes in a stream: nothing that a try could mend.
@@ -145,23 +144,27 @@ impl Service {
     pub(super) fn expire(&mut self, now: Instant) {
         let on_failure = self.limits.on_failure;
         loop {
-            let (path, waiting) = match self.book.next_due(now) {
+            let (path, answer, waiting) = match self.book.next_due(now) {
                 None => return,
                 Some(Due::Waiting(token, mut job)) => {
                     self.versions.leave(job.stat.key, token);
-                    job.answer(on_failure);
+                    let answer = job.fail().unwrap_or(on_failure);
                     measure(&self.links.latencies, &job, false, None);
-                    (std::mem::take(&mut job.path), true)
+                    (std::mem::take(&mut job.path), answer, true)
                 }
                 Some(Due::UnderWay(job)) => {
-                    job.answer(on_failure);
+                    let answer = job.fail().unwrap_or(on_failure);
                     measure(&self.links.latencies, job, false, None);
-                    (job.path.clone(), false)
+                    (job.path.clone(), answer, false)
                 }
             };
             self.links.counters.timeouts.up();
             let failure = Failure::Timeout(self.limits.bound);
-            self.after.push(After::Failed { path, failure });
+            self.after.push(After::Failed {
+                path,
+                failure,
+                answer,
+            });
             if !waiting {
                 self.note_stalled(now);
             }

@@ -105,6 +105,8 @@ pub fn policy(includes: &[PathBuf], excludes: &[PathBuf], mounts: MountTable) ->
         scope: Arc::new(Scope::build(includes, excludes, &mounts)),
         mounts: Arc::new(mounts),
         excluded_uids: Vec::new(),
+        deny_on_error: false,
+        rules: Arc::default(),
         max_file_size: 1 << 20,
         kinds: Arc::new(HashMap::new()),
         stores_are_seen: false,
