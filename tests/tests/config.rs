@@ -470,3 +470,157 @@ fn clamonaccs_flags_are_taken() {
     assert_refused(&bad);
     assert!(wait_until(LIMIT, || agent.log().contains(" FOUND")));
 }
+
+/// A configuration that can be used, in a directory of its own.
+fn usable() -> (tempfile::TempDir, PathBuf) {
+    let dir = tempfile::tempdir().expect("a directory");
+    let conf = dir.path().join("clamd.conf");
+    let lines = "LocalSocket /run/x\nOnAccessIncludePath /nowhere\nOnAccessPrevention yes\n\
+                 OnAccessExcludePath ^/nowhere/[a-z]+$\nScanOnAccess yes\n";
+    fs::write(&conf, lines).expect("writing it");
+    (dir, conf)
+}
+
+/// Runs `onacc config` without /etc/onacc/onacc.toml having a say.
+fn config(conf: &Path, settings: &Path, arguments: &[&str]) -> Ended {
+    let files = [
+        format!("--config-file={}", conf.display()),
+        format!("--settings={}", settings.display()),
+    ];
+    let mut all: Vec<&str> = files.iter().map(String::as_str).collect();
+    all.push("config");
+    all.extend(arguments);
+    onacc(&all)
+}
+
+#[test]
+fn config_check_tells_every_error_of_every_file_with_line_and_column() {
+    let (dir, conf) = usable();
+    let empty = dir.path().join("empty.toml");
+    fs::write(&empty, "").unwrap();
+    let good = config(&conf, &empty, &["check"]);
+    assert_eq!(good.status, Some(0), "{good:?}");
+    assert!(
+        good.stdout.contains("The configuration can be used."),
+        "{good:?}"
+    );
+    assert!(
+        good.stderr
+            .contains("WARNING: Ignoring deprecated option ScanOnAccess at "),
+        "{good:?}"
+    );
+
+    fs::write(
+        &conf,
+        "LocalSocket x\nNope 1\n  OnAccessPrevention  maybe\n",
+    )
+    .unwrap();
+    let toml = dir.path().join("onacc.toml");
+    fs::write(
+        &toml,
+        "[scan]\nOnAccessMaxThreads = \"5\"\nNope = 1\n[nope]\n",
+    )
+    .unwrap();
+    let bad = config(&conf, &toml, &["check"]);
+    assert_eq!(bad.status, Some(2), "{bad:?}");
+    let (conf, toml) = (conf.display(), toml.display());
+    for place in [
+        format!("ERROR: {conf}:1:13: LocalSocket: "),
+        format!("ERROR: {conf}:2:1: Nope: unknown option; "),
+        format!("ERROR: {conf}:3:23: OnAccessPrevention: 'maybe' is not a truth value; "),
+        format!("ERROR: {toml}:2:22: OnAccessMaxThreads: this is a string; write a number"),
+        format!("ERROR: {toml}:3:1: Nope: unknown key; "),
+        format!("ERROR: {toml}:4:2: nope: unknown table; "),
+    ] {
+        let lines = bad.stderr.lines().filter(|line| line.starts_with(&place));
+        assert_eq!(lines.count(), 1, "{place} in {bad:?}");
+    }
+    assert_eq!(bad.stderr.lines().count(), 6, "{bad:?}");
+}
+
+#[test]
+fn config_show_tells_what_holds_and_who_says_so() {
+    let (dir, conf) = usable();
+    let toml = dir.path().join("onacc.toml");
+    fs::write(&toml, "[scan]\nOnAccessPrevention = false\n").unwrap();
+    let mut arguments = vec!["show"];
+    let all = config(&conf, &toml, &arguments);
+    assert_eq!(all.status, Some(0), "{all:?}");
+    for line in [
+        format!("OnAccessPrevention = false  # {}:2", toml.display()),
+        format!(
+            "OnAccessIncludePath = [\"/nowhere\"]  # {}:2",
+            conf.display()
+        ),
+        "OnAccessMaxThreads = 5  # default".to_owned(),
+    ] {
+        assert!(
+            all.stdout.lines().any(|shown| shown == line),
+            "{line} in {all:?}"
+        );
+    }
+    arguments.push("--set");
+    let set = config(&conf, &toml, &arguments);
+    assert!(!set.stdout.contains("default"), "{set:?}");
+    let flagged = onacc(&[
+        "--coverage=listed".to_owned(),
+        format!("--config-file={}", conf.display()),
+        format!("--settings={}", toml.display()),
+        "config".to_owned(),
+        "show".to_owned(),
+    ]);
+    let line = "Coverage = \"listed\"  # command line";
+    assert!(
+        flagged.stdout.lines().any(|shown| shown == line),
+        "{flagged:?}"
+    );
+}
+
+#[test]
+fn config_migrate_makes_a_file_that_can_stand_alone() {
+    let (dir, conf) = usable();
+    let empty = dir.path().join("empty.toml");
+    fs::write(&empty, "").unwrap();
+    let made = dir.path().join("made.toml");
+    let output = format!("--output={}", made.display());
+    let migrated = config(&conf, &empty, &["migrate", &output]);
+    assert_eq!(migrated.status, Some(0), "{migrated:?}");
+    // Alone, with an empty clamd.conf, it says the same.
+    let shown = |conf: &Path, toml: &Path| {
+        let shown = config(conf, toml, &["show"]);
+        assert_eq!(shown.status, Some(0), "{shown:?}");
+        let lines = shown
+            .stdout
+            .lines()
+            .map(|line| line.split("  # ").next().unwrap().to_owned());
+        lines
+            .filter(|line| !line.starts_with('#'))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(shown(&empty, &made), shown(&conf, &empty));
+    // What is there already stays.
+    let again = config(&conf, &empty, &["migrate", &output]);
+    assert_eq!(again.status, Some(2), "{again:?}");
+    assert!(again.stderr.contains("File exists") && again.stderr.contains("--output=FILE"));
+}
+
+#[test]
+fn man_pages_and_completions_are_printed() {
+    for (page, heading) in [("onacc", ".TH onacc 8"), ("onacc.toml", ".TH onacc.toml 5")] {
+        let ended = onacc(&["man", page]);
+        assert_eq!(ended.status, Some(0), "{ended:?}");
+        assert!(ended.stdout.contains(heading), "{ended:?}");
+    }
+    for shell in ["bash", "zsh", "fish"] {
+        let ended = onacc(&["completions", shell]);
+        assert_eq!(ended.status, Some(0), "{ended:?}");
+        assert!(ended.stdout.contains("--exclude-list") || ended.stdout.contains("exclude-list"));
+    }
+}
+
+#[test]
+fn two_ways_to_deal_with_infected_files_are_an_error() {
+    let ended = onacc(&["--move=/x", "--remove"]);
+    assert_eq!(ended.status, Some(2), "{ended:?}");
+    assert!(ended.stderr.contains("cannot be used with"), "{ended:?}");
+}

@@ -205,6 +205,32 @@ pub enum Command {
         #[command(subcommand)]
         action: ConfigCommand,
     },
+
+    /// Print the completions for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Print a manual page
+    ///
+    /// Prints a manual page, as man(1) reads it: onacc man | man -l -
+    Man {
+        /// Which one
+        #[arg(value_enum, default_value_t)]
+        page: Page,
+    },
+}
+
+/// A manual page.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Page {
+    /// onacc(8), the command
+    #[default]
+    #[value(name = "onacc")]
+    Command,
+    /// onacc.toml(5), the settings
+    #[value(name = "onacc.toml")]
+    Settings,
 }
 
 /// What can be done with the configuration.
@@ -216,6 +242,25 @@ pub enum ConfigCommand {
     /// says everything that is wrong or odd with file, line and column. Status
     /// 0: the agent would take it.
     Check,
+    /// Show what holds, and where each value comes from
+    ///
+    /// Shows every setting that holds, as an onacc.toml, with the file and line
+    /// that it comes from. The flags before `config` have their say too.
+    Show {
+        /// Leave out what has its default
+        #[arg(long)]
+        set: bool,
+    },
+    /// Make an onacc.toml of a clamd.conf
+    ///
+    /// Prints an onacc.toml that gives the same settings as clamd.conf (and what
+    /// there is of onacc.toml and of flags before `config`). clamd goes on
+    /// reading clamd.conf.
+    Migrate {
+        /// Write FILE, which must not exist yet, instead of printing
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
 }
 
 /// How often and how fast clamd is asked for a sign of life.

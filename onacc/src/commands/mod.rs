@@ -4,7 +4,9 @@
 pub mod cli;
 mod config;
 mod foreign;
+mod manual;
 
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use cli::{Cli, Command};
@@ -13,10 +15,34 @@ use cli::{Cli, Command};
 pub fn run(cli: &Cli) -> ExitCode {
     match &cli.command {
         Some(Command::Config { action }) => config::run(cli, action),
+        Some(Command::Completions { shell }) => {
+            let mut text = Vec::new();
+            manual::completions(*shell, &mut text);
+            print(&text)
+        }
+        Some(Command::Man { page }) => {
+            let mut text = Vec::new();
+            match manual::page(*page, &mut text) {
+                Ok(()) => print(&text),
+                Err(error) => failed(&error),
+            }
+        }
         None if cli.version => {
             println!("onacc {}", env!("CARGO_PKG_VERSION"));
             ExitCode::SUCCESS
         }
         None => crate::agent::run(cli),
     }
+}
+
+fn print(text: &[u8]) -> ExitCode {
+    match std::io::stdout().lock().write_all(text) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failed(&error),
+    }
+}
+
+fn failed(error: &std::io::Error) -> ExitCode {
+    eprintln!("ERROR: standard output: {error}");
+    ExitCode::from(2)
 }
