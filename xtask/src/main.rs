@@ -5,12 +5,14 @@
 
 mod bench;
 mod build_ebpf;
+mod chaos;
 mod ebpf_toolchain;
 mod fuzz;
 mod run;
 mod setup;
 mod setup_plan;
 mod shell;
+mod soak;
 mod test;
 mod tour;
 mod vm;
@@ -50,6 +52,22 @@ enum Task {
     Test {
         /// Run only tests whose name contains this
         filter: Option<String>,
+    },
+    /// Breaks things under load and checks what must hold: nobody hangs, nothing slips
+    ///
+    /// Each fault has a filesystem, a clamd, an agent and openers of its own. Status 0
+    /// only if every invariant held. With --minutes it goes on for that long and draws
+    /// the resource curves into bench/soak.svg.
+    Chaos {
+        /// Go on for this long; without it each fault strikes once
+        #[arg(long)]
+        minutes: Option<u64>,
+        /// Only faults whose name contains this
+        #[arg(long, value_name = "FAULT")]
+        only: Option<String>,
+        /// Print the faults and what they break
+        #[arg(long)]
+        list: bool,
     },
     /// Fuzzes every parser of bytes from outside, under the address sanitizer
     ///
@@ -102,6 +120,11 @@ fn main() -> ExitCode {
         Task::BuildEbpf => build_ebpf::command(),
         Task::Run { once, args } => run::command(once, &args),
         Task::Test { filter } => test::command(filter.as_deref()),
+        Task::Chaos {
+            minutes,
+            only,
+            list,
+        } => chaos::command(minutes, only.as_deref(), list),
         Task::Fuzz {
             seconds,
             minimise,

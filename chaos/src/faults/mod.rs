@@ -1,0 +1,236 @@
+//! The faults, by what they hit. Each is one function of a scene: it strikes,
+//! lets time pass, and ends, and protection must be back.
+
+#![expect(
+    clippy::unnecessary_wraps,
+    reason = "all faults have one signature, and many can fail"
+)]
+
+mod agent;
+mod clamd;
+mod limits;
+mod mounts;
+mod openers;
+mod queues;
+mod second_agent;
+
+use onacc_tests::agent::AgentBuilder;
+
+use crate::scene::Scene;
+
+/// What the agent does when it cannot know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Policy {
+    /// `OnAccessDenyOnError no`: the open goes on.
+    Allow,
+    /// `OnAccessDenyOnError yes`: it is refused.
+    Deny,
+    /// `OnAccessPrevention no`: nobody waits, infected files are reported.
+    Notify,
+}
+
+/// One fault.
+pub struct Fault {
+    /// Its name on the command line.
+    pub name: &'static str,
+    /// What breaks.
+    pub what: &'static str,
+    /// What the agent does when it cannot know.
+    pub policy: Policy,
+    /// Size of the filesystem.
+    pub mib: u64,
+    /// Further lines of the agent's clamd.conf.
+    pub options: &'static [&'static str],
+    /// What else is special about the agent.
+    pub prepare: fn(AgentBuilder) -> AgentBuilder,
+    /// Whether it is quick enough for `cargo xtask test`.
+    pub quick: bool,
+    /// Strikes once.
+    pub strike: fn(&mut Scene) -> Result<(), String>,
+}
+
+impl Fault {
+    const fn new(
+        name: &'static str,
+        what: &'static str,
+        policy: Policy,
+        strike: fn(&mut Scene) -> Result<(), String>,
+    ) -> Self {
+        Self {
+            name,
+            what,
+            policy,
+            mib: 64,
+            options: &[],
+            prepare: |builder| builder,
+            quick: true,
+            strike,
+        }
+    }
+}
+
+/// All of them.
+pub const FAULTS: [Fault; 24] = [
+    Fault::new(
+        "clamd-killed",
+        "clamd is killed and started again",
+        Policy::Allow,
+        clamd::killed,
+    ),
+    Fault::new(
+        "clamd-killed-deny",
+        "the same, under OnAccessDenyOnError",
+        Policy::Deny,
+        clamd::killed,
+    ),
+    Fault::new(
+        "clamd-stopped",
+        "clamd stops without a word (SIGSTOP)",
+        Policy::Allow,
+        clamd::stopped,
+    ),
+    Fault::new(
+        "clamd-stopped-deny",
+        "the same, under OnAccessDenyOnError",
+        Policy::Deny,
+        clamd::stopped,
+    ),
+    Fault::new(
+        "clamd-restarted",
+        "clamd is restarted three times in a row",
+        Policy::Deny,
+        clamd::restarted,
+    ),
+    Fault::new(
+        "clamd-slow",
+        "clamd runs a third of the time",
+        Policy::Allow,
+        clamd::slow,
+    ),
+    Fault::new(
+        "clamd-socket-removed",
+        "the socket's file is gone, then clamd too",
+        Policy::Deny,
+        clamd::socket_removed,
+    ),
+    Fault::new(
+        "clamd-reloaded",
+        "the database is reloaded again and again",
+        Policy::Allow,
+        clamd::reloaded,
+    ),
+    Fault::new(
+        "agent-killed",
+        "the agent is killed and started again",
+        Policy::Allow,
+        agent::killed,
+    ),
+    Fault::new(
+        "agent-stopped",
+        "the agent is stopped and goes on",
+        Policy::Deny,
+        agent::stopped,
+    ),
+    Fault::new(
+        "agent-hung-up-on",
+        "SIGHUP, again and again",
+        Policy::Allow,
+        agent::hung_up_on,
+    ),
+    Fault {
+        prepare: |builder| builder.open_files(96),
+        ..Fault::new(
+            "few-open-files",
+            "96 open files, and clamd stops",
+            Policy::Allow,
+            limits::open_files,
+        )
+    },
+    Fault::new(
+        "no-memory",
+        "no more address space for the agent",
+        Policy::Allow,
+        limits::memory,
+    ),
+    Fault::new(
+        "disk-full",
+        "the watched filesystem is full",
+        Policy::Allow,
+        limits::disk,
+    ),
+    Fault {
+        prepare: |builder| builder.log_path(std::path::Path::new("/dev/full")),
+        quick: false,
+        ..Fault::new(
+            "log-full",
+            "not a byte can be written to the log",
+            Policy::Allow,
+            limits::nothing,
+        )
+    },
+    Fault {
+        mib: 600,
+        quick: false,
+        ..Fault::new(
+            "many-marks",
+            "70,000 clean files, more than there may be marks",
+            Policy::Allow,
+            limits::marks,
+        )
+    },
+    Fault {
+        mib: 128,
+        ..Fault::new(
+            "queue-overflow",
+            "20,000 events while a notify-only agent is stopped",
+            Policy::Notify,
+            queues::events,
+        )
+    },
+    Fault {
+        mib: 128,
+        quick: false,
+        ..Fault::new(
+            "ring-overflow",
+            "9,000 marked files are written while the agent is stopped",
+            Policy::Allow,
+            queues::records,
+        )
+    },
+    Fault::new(
+        "mounts",
+        "filesystems are mounted into the scope and go",
+        Policy::Allow,
+        mounts::come_and_go,
+    ),
+    Fault::new(
+        "mounts-busy",
+        "the same from two sides, with files open",
+        Policy::Deny,
+        mounts::in_a_hurry,
+    ),
+    Fault::new(
+        "openers-killed",
+        "openers are killed while they wait",
+        Policy::Deny,
+        openers::killed,
+    ),
+    Fault::new(
+        "fork-bomb",
+        "hundreds of processes at once",
+        Policy::Allow,
+        openers::fork_bomb,
+    ),
+    Fault::new(
+        "second-agent",
+        "a second agent on the same files comes and goes",
+        Policy::Deny,
+        second_agent::comes_and_goes,
+    ),
+    Fault::new(
+        "second-agent-hangs",
+        "a second agent on the same files is stopped",
+        Policy::Allow,
+        second_agent::hangs,
+    ),
+];
