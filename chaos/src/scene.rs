@@ -23,7 +23,7 @@ use crate::{
     rules::{Leave, Rules, Seen},
 };
 
-/// `OnAccessCurlTimeout`: the bound.
+/// `OnAccessCurlTimeout`, unless a fault wants another: the bound.
 pub const BOUND: Duration = Duration::from_secs(1);
 /// What a busy machine may add to a wait: scheduling, starting a process.
 pub const SLACK: Duration = Duration::from_millis(1500);
@@ -50,6 +50,7 @@ pub struct Scene {
     fault: &'static str,
     extra: Vec<String>,
     policy: Policy,
+    bound: Duration,
     prepare: fn(AgentBuilder) -> AgentBuilder,
     guard: Duration,
     recovery: Duration,
@@ -97,7 +98,8 @@ impl Scene {
             clamd_dir,
             scratch,
             files,
-            rules: Arc::new(Rules::new(BOUND + SLACK)),
+            rules: Arc::new(Rules::new(fault.bound + SLACK)),
+            bound: fault.bound,
             fault: fault.name,
             extra: fault
                 .options
@@ -124,7 +126,7 @@ impl Scene {
         let mut builder = Agent::builder(&self.clamd)
             .prevention(self.policy != Policy::Notify)
             .include(&self.files.dir)
-            .option(&format!("OnAccessCurlTimeout {}", BOUND.as_millis()))
+            .option(&format!("OnAccessCurlTimeout {}", self.bound.as_millis()))
             .guard(self.guard);
         if self.policy == Policy::Deny {
             builder = builder.option("OnAccessDenyOnError yes");
@@ -302,7 +304,7 @@ impl Scene {
                 .violation("the agent had to be killed".to_owned());
         }
         if let Some(load) = self.load.take()
-            && !load.stop(BOUND + SLACK)
+            && !load.stop(self.bound + SLACK)
         {
             self.rules.violation("an opener hangs".to_owned());
         }

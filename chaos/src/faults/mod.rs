@@ -14,9 +14,11 @@ mod openers;
 mod queues;
 mod second_agent;
 
+use std::time::Duration;
+
 use onacc_tests::agent::AgentBuilder;
 
-use crate::scene::Scene;
+use crate::scene::{BOUND, Scene};
 
 /// What the agent does when it cannot know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +39,8 @@ pub struct Fault {
     pub what: &'static str,
     /// What the agent does when it cannot know.
     pub policy: Policy,
+    /// `OnAccessCurlTimeout`: the bound.
+    pub bound: Duration,
     /// Size of the filesystem.
     pub mib: u64,
     /// Further lines of the agent's clamd.conf.
@@ -60,6 +64,7 @@ impl Fault {
             name,
             what,
             policy,
+            bound: BOUND,
             mib: 64,
             options: &[],
             prepare: |builder| builder,
@@ -68,6 +73,10 @@ impl Fault {
         }
     }
 }
+
+/// The bound where the fault leaves clamd alone, so that nothing at all may go
+/// wrong: long enough for a machine that is busy with other things.
+const AMPLE: Duration = Duration::from_secs(8);
 
 /// All of them.
 pub const FAULTS: [Fault; 24] = [
@@ -101,42 +110,54 @@ pub const FAULTS: [Fault; 24] = [
         Policy::Deny,
         clamd::restarted,
     ),
-    Fault::new(
-        "clamd-slow",
-        "clamd runs a third of the time",
-        Policy::Allow,
-        clamd::slow,
-    ),
+    Fault {
+        bound: AMPLE,
+        ..Fault::new(
+            "clamd-slow",
+            "clamd runs a third of the time",
+            Policy::Allow,
+            clamd::slow,
+        )
+    },
     Fault::new(
         "clamd-socket-removed",
         "the socket's file is gone, then clamd too",
         Policy::Deny,
         clamd::socket_removed,
     ),
-    Fault::new(
-        "clamd-reloaded",
-        "the database is reloaded again and again",
-        Policy::Allow,
-        clamd::reloaded,
-    ),
-    Fault::new(
-        "agent-killed",
-        "the agent is killed and started again",
-        Policy::Allow,
-        agent::killed,
-    ),
+    Fault {
+        bound: AMPLE,
+        ..Fault::new(
+            "clamd-reloaded",
+            "the database is reloaded again and again",
+            Policy::Allow,
+            clamd::reloaded,
+        )
+    },
+    Fault {
+        bound: AMPLE,
+        ..Fault::new(
+            "agent-killed",
+            "the agent is killed and started again",
+            Policy::Allow,
+            agent::killed,
+        )
+    },
     Fault::new(
         "agent-stopped",
         "the agent is stopped and goes on",
         Policy::Deny,
         agent::stopped,
     ),
-    Fault::new(
-        "agent-hung-up-on",
-        "SIGHUP, again and again",
-        Policy::Allow,
-        agent::hung_up_on,
-    ),
+    Fault {
+        bound: AMPLE,
+        ..Fault::new(
+            "agent-hung-up-on",
+            "SIGHUP, again and again",
+            Policy::Allow,
+            agent::hung_up_on,
+        )
+    },
     Fault {
         prepare: |builder| builder.open_files(96),
         ..Fault::new(
@@ -146,21 +167,28 @@ pub const FAULTS: [Fault; 24] = [
             limits::open_files,
         )
     },
-    Fault::new(
-        "no-memory",
-        "no more address space for the agent",
-        Policy::Allow,
-        limits::memory,
-    ),
-    Fault::new(
-        "disk-full",
-        "the watched filesystem is full",
-        Policy::Allow,
-        limits::disk,
-    ),
+    Fault {
+        bound: AMPLE,
+        ..Fault::new(
+            "no-memory",
+            "no more address space for the agent",
+            Policy::Allow,
+            limits::memory,
+        )
+    },
+    Fault {
+        bound: AMPLE,
+        ..Fault::new(
+            "disk-full",
+            "the watched filesystem is full",
+            Policy::Allow,
+            limits::disk,
+        )
+    },
     Fault {
         prepare: |builder| builder.log_path(std::path::Path::new("/dev/full")),
         quick: false,
+        bound: AMPLE,
         ..Fault::new(
             "log-full",
             "not a byte can be written to the log",
@@ -171,6 +199,7 @@ pub const FAULTS: [Fault; 24] = [
     Fault {
         mib: 600,
         quick: false,
+        bound: AMPLE,
         ..Fault::new(
             "many-marks",
             "70,000 clean files, more than there may be marks",
@@ -197,40 +226,55 @@ pub const FAULTS: [Fault; 24] = [
             queues::records,
         )
     },
-    Fault::new(
-        "mounts",
-        "filesystems are mounted into the scope and go",
-        Policy::Allow,
-        mounts::come_and_go,
-    ),
-    Fault::new(
-        "mounts-busy",
-        "the same from two sides, with files open",
-        Policy::Deny,
-        mounts::in_a_hurry,
-    ),
+    Fault {
+        bound: AMPLE,
+        ..Fault::new(
+            "mounts",
+            "filesystems are mounted into the scope and go",
+            Policy::Allow,
+            mounts::come_and_go,
+        )
+    },
+    Fault {
+        bound: AMPLE,
+        ..Fault::new(
+            "mounts-busy",
+            "the same from two sides, with files open",
+            Policy::Deny,
+            mounts::in_a_hurry,
+        )
+    },
     Fault::new(
         "openers-killed",
         "openers are killed while they wait",
         Policy::Deny,
         openers::killed,
     ),
-    Fault::new(
-        "fork-bomb",
-        "hundreds of processes at once",
-        Policy::Allow,
-        openers::fork_bomb,
-    ),
-    Fault::new(
-        "second-agent",
-        "a second agent on the same files comes and goes",
-        Policy::Deny,
-        second_agent::comes_and_goes,
-    ),
-    Fault::new(
-        "second-agent-hangs",
-        "a second agent on the same files is stopped",
-        Policy::Allow,
-        second_agent::hangs,
-    ),
+    Fault {
+        bound: AMPLE,
+        ..Fault::new(
+            "fork-bomb",
+            "hundreds of processes at once",
+            Policy::Allow,
+            openers::fork_bomb,
+        )
+    },
+    Fault {
+        bound: AMPLE,
+        ..Fault::new(
+            "second-agent",
+            "a second agent on the same files comes and goes",
+            Policy::Deny,
+            second_agent::comes_and_goes,
+        )
+    },
+    Fault {
+        bound: AMPLE,
+        ..Fault::new(
+            "second-agent-hangs",
+            "a second agent on the same files is stopped",
+            Policy::Allow,
+            second_agent::hangs,
+        )
+    },
 ];

@@ -9,5 +9,5 @@ mod reader;
 mod scanner;
 
 pub use lanes::{Ended, LaneError, Lanes, opens_can_block};
-pub use reader::ReaderLinks;
+pub use reader::{Control, Reader, ReaderLinks, ReaderOwn};
 pub use scanner::ScannerIdentity;
