@@ -9,10 +9,11 @@ use std::sync::Arc;
 
 use divan::{Bencher, black_box};
 use onacc::clamd::protocol::ReplyReader;
+use onacc::config::modes::MarksMode;
 use onacc::kernel::fanotify::event::{Events, METADATA_LEN};
 use onacc::kernel::file::{FileStat, FilesystemKind};
 use onacc::kernel::mounts::MountTable;
-use onacc::policy::{MarkTable, Policy, Remembered, Scope, Verdict, VerdictCache};
+use onacc::policy::{MarkTable, Policy, Remembered, Rules, Scope, Verdict, VerdictCache};
 use onacc_common::{ChangeTime, InodeKey, kernel_dev};
 
 fn main() {
@@ -57,8 +58,11 @@ fn policy(paths: usize) -> Policy {
         mounts: Arc::new(mounts),
         excluded_uids: vec![100, 101, 102],
         max_file_size: 5 << 20,
+        deny_on_error: false,
+        rules: Arc::new(Rules::default()),
         kinds: Arc::new(HashMap::from([(kernel_dev(8, 1), FilesystemKind::Ext)])),
         stores_are_seen: true,
+        marks: MarksMode::Auto,
     }
 }
 

@@ -16,6 +16,7 @@ use std::{
 };
 
 use onacc::{
+    config::modes::MarksMode,
     intake::{Control, Reader, ReaderLinks, ReaderOwn, ScannerIdentity},
     kernel::{
         fanotify::{Answer, FdBudget, Group, GroupKind},
@@ -26,7 +27,7 @@ use onacc::{
         wake::Mailbox,
     },
     observe::{counters::Counters, heartbeat::Heartbeat},
-    policy::{Policy, Scope, Verdict, VerdictCache},
+    policy::{Policy, Rules, Scope, Verdict, VerdictCache},
     scan::Work,
 };
 use onacc_tests::{ScratchFs, or_skip, require_root};
@@ -83,8 +84,11 @@ impl Site {
             mounts: Arc::new(mounts),
             excluded_uids: case.excluded_uids.clone(),
             max_file_size: 1 << 20,
+            deny_on_error: false,
+            rules: Arc::new(Rules::default()),
             kinds: Arc::new(kinds),
             stores_are_seen: false,
+            marks: MarksMode::Auto,
         })
     }
 
@@ -106,6 +110,7 @@ impl Site {
             scanner: Arc::new(ScannerIdentity::new(Proc::open().expect("/proc"))),
             counters: Arc::new(Counters::default()),
             on_failure: Answer::Allow,
+            tell_large: false,
         };
         let own = ReaderOwn {
             group: Arc::clone(&group),
