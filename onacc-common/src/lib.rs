@@ -6,6 +6,9 @@
 //! Tested here, on the host: the programs call the very same functions.
 #![cfg_attr(not(test), no_std)]
 
+pub mod filter;
+pub mod opens;
+
 /// Identity of an inode as the kernel itself names it.
 ///
 /// `dev` is the superblock's `s_dev` in the kernel's internal encoding
@@ -36,6 +39,31 @@ impl InodeKey {
 /// The kernel's internal `dev_t` (`MKDEV`, `include/linux/kdev_t.h`).
 pub const fn kernel_dev(major: u32, minor: u32) -> u32 {
     (major << 20) | (minor & 0xf_ffff)
+}
+
+/// Identity of a directory that outlives the re-use of its number.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct DirKey {
+    /// Device and inode.
+    pub key: InodeKey,
+    /// `i_generation`: filesystems that use inode numbers again change it.
+    pub generation: u32,
+    /// Always zero.
+    pub zero: u32,
+}
+
+/// Value of the storage of infected inodes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeniedInode {
+    /// ctime of the bytes that were scanned: with another one, the file is
+    /// judged anew.
+    pub changed: ChangeTime,
+    /// Which signature; the agent knows its name.
+    pub signature: u32,
+    /// Verdicts of another epoch than the present one do not hold.
+    pub epoch: u32,
 }
 
 /// When an inode last changed: its ctime, which no system call can set.
@@ -128,11 +156,41 @@ pub enum Counter {
     Reported = 5,
     /// Lost: the ring buffer was full. The agent answers with a flush of all marks.
     Lost = 6,
+    /// Opens seen, on any filesystem.
+    OpenSeen = 7,
+    /// Dropped: not on a watched filesystem.
+    OpenOtherFilesystem = 8,
+    /// Dropped: a directory, a device, an `O_PATH`.
+    OpenNotRegular = 9,
+    /// Dropped: the agent, clamd, or a process that clamd started.
+    OpenExempt = 10,
+    /// Dropped: the effective uid is excluded.
+    OpenExcludedUid = 11,
+    /// Dropped: larger than `OnAccessMaxFileSize`.
+    OpenTooLarge = 12,
+    /// Dropped: nothing in it.
+    OpenEmpty = 13,
+    /// Dropped: known to be clean, and unchanged.
+    OpenClean = 14,
+    /// Dropped: in a directory that is out of scope.
+    OpenOutside = 15,
+    /// Written to the ring buffer.
+    OpenReported = 16,
+    /// The ring buffer was full; noted in the table of missed files instead.
+    OpenMissed = 17,
+    /// That table was full, too: nobody will look at this open.
+    OpenLost = 18,
+    /// Opens and executions of infected files that were refused.
+    DeniedOpen = 19,
+    /// Mappings of infected files that were refused.
+    DeniedMap = 20,
+    /// Opens for writing of files that carry a clean mark, reported.
+    WriteOpenReported = 21,
 }
 
 impl Counter {
     /// All counters, in the order of their index, with the word for logs.
-    pub const ALL: [(Counter, &'static str); 7] = [
+    pub const ALL: [(Counter, &'static str); 22] = [
         (Counter::Seen, "seen"),
         (Counter::OtherFilesystem, "dropped_other_filesystem"),
         (Counter::NotCached, "dropped_not_cached"),
@@ -140,9 +198,27 @@ impl Counter {
         (Counter::AlreadyReported, "dropped_already_reported"),
         (Counter::Reported, "reported"),
         (Counter::Lost, "lost"),
+        (Counter::OpenSeen, "open_seen"),
+        (
+            Counter::OpenOtherFilesystem,
+            "open_dropped_other_filesystem",
+        ),
+        (Counter::OpenNotRegular, "open_dropped_not_regular"),
+        (Counter::OpenExempt, "open_dropped_exempt"),
+        (Counter::OpenExcludedUid, "open_dropped_excluded_uid"),
+        (Counter::OpenTooLarge, "open_dropped_too_large"),
+        (Counter::OpenEmpty, "open_dropped_empty"),
+        (Counter::OpenClean, "open_dropped_clean"),
+        (Counter::OpenOutside, "open_dropped_outside"),
+        (Counter::OpenReported, "open_reported"),
+        (Counter::OpenMissed, "open_missed"),
+        (Counter::OpenLost, "open_lost"),
+        (Counter::DeniedOpen, "denied_open"),
+        (Counter::DeniedMap, "denied_map"),
+        (Counter::WriteOpenReported, "write_open_reported"),
     ];
     /// How many there are: entries of the map.
-    pub const COUNT: u32 = 7;
+    pub const COUNT: u32 = 22;
 }
 
 /// Names of the globals that hold offsets of kernel fields, as the programs declare them.
@@ -157,6 +233,86 @@ pub mod globals {
     pub const INODE_CTIME_NSEC: &str = "OFF_INODE_CTIME_NSEC";
     /// `super_block.s_dev`
     pub const SB_DEV: &str = "OFF_SB_DEV";
+    /// `inode.i_mode`
+    pub const INODE_MODE: &str = "OFF_INODE_MODE";
+    /// `inode.i_size`
+    pub const INODE_SIZE: &str = "OFF_INODE_SIZE";
+    /// `inode.i_generation`
+    pub const INODE_GENERATION: &str = "OFF_INODE_GENERATION";
+    /// `file.f_inode`
+    pub const FILE_INODE: &str = "OFF_FILE_INODE";
+    /// `file.f_path.dentry`
+    pub const FILE_DENTRY: &str = "OFF_FILE_DENTRY";
+    /// `file.f_flags`
+    pub const FILE_FLAGS: &str = "OFF_FILE_FLAGS";
+    /// `file.f_mode`
+    pub const FILE_MODE: &str = "OFF_FILE_MODE";
+    /// `dentry.d_parent`
+    pub const DENTRY_PARENT: &str = "OFF_DENTRY_PARENT";
+    /// `dentry.d_inode`
+    pub const DENTRY_INODE: &str = "OFF_DENTRY_INODE";
+    /// `dentry.d_name.name`
+    pub const DENTRY_NAME: &str = "OFF_DENTRY_NAME";
+    /// `dentry.d_name.len`
+    pub const DENTRY_NAME_LEN: &str = "OFF_DENTRY_NAME_LEN";
+    /// `task_struct.cred`
+    pub const TASK_CRED: &str = "OFF_TASK_CRED";
+    /// `cred.euid`
+    pub const CRED_EUID: &str = "OFF_CRED_EUID";
+    /// `task_struct.real_parent`
+    pub const TASK_PARENT: &str = "OFF_TASK_PARENT";
+    /// `task_struct.tgid`
+    pub const TASK_TGID: &str = "OFF_TASK_TGID";
+    /// `task_struct.start_boottime`
+    pub const TASK_START: &str = "OFF_TASK_START";
+    /// `task_struct.files`
+    pub const TASK_FILES: &str = "OFF_TASK_FILES";
+    /// `files_struct.fdt`
+    pub const FILES_FDT: &str = "OFF_FILES_FDT";
+    /// `fdtable.fd`
+    pub const FDT_FD: &str = "OFF_FDT_FD";
+    /// `fdtable.max_fds`
+    pub const FDT_MAX: &str = "OFF_FDT_MAX";
+    /// `pt_regs.orig_ax` or `pt_regs.syscallno`
+    pub const REGS_NUMBER: &str = "OFF_REGS_NUMBER";
+    /// `linux_binprm.file`
+    pub const BPRM_FILE: &str = "OFF_BPRM_FILE";
+    /// Bits of [`crate::wants`]: what the settings in force need of the hooks.
+    pub const WANTS: &str = "WANTS";
+}
+
+/// What the settings in force need of the hooks on opens: bits of the global
+/// `WANTS`, fixed when the programs are loaded.
+pub mod wants {
+    /// Opens are told to the agent (notify-only mode).
+    pub const OPENS: u32 = 1;
+    /// Each opener leaves its effective uid for the reader (prevention mode).
+    pub const TAGS: u32 = 2;
+    /// Infected inodes are refused (prevention mode, BPF LSM).
+    pub const DENY: u32 = 4;
+    /// Opens for writing end clean marks.
+    pub const WRITES: u32 = 8;
+}
+
+/// Entries of the map of settings that change while the programs run.
+pub mod config {
+    /// Larger files are not scanned: bytes.
+    pub const MAX_FILE_SIZE: u32 = 0;
+    /// Present epoch of the directories out of scope; entries of others do not hold.
+    pub const OUTSIDE_EPOCH: u32 = 1;
+    /// Present epoch of infected inodes, likewise.
+    pub const DENIED_EPOCH: u32 = 2;
+    /// How many there are.
+    pub const COUNT: u32 = 3;
+}
+
+/// Slots of the table of tags: a power of two.
+pub const TAG_SLOTS: u32 = 16_384;
+
+/// A tag: which thread last opened a file, and as whom. One word, so that it is
+/// written and read as a whole.
+pub const fn tag(tid: u32, euid: u32) -> u64 {
+    (tid as u64) << 32 | euid as u64
 }
 
 /// What becomes of a dirtied inode that is in the map: the count to raise,

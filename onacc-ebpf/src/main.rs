@@ -1,4 +1,5 @@
-//! The filter plane's kernel half.
+//! The filter plane's kernel half: the hooks of the tiers "fentry" and
+//! "tracepoint". (`lsm.rs` has those of the tier "BPF LSM".)
 //!
 //! Owns: which kernel events reach the agent. Must not: know a kernel
 //! structure's layout (offsets come from the running kernel's BTF, set by the
@@ -7,53 +8,59 @@
 #![no_std]
 #![no_main]
 
+mod dirtied;
 mod layout;
 mod maps;
+mod names;
+mod opens;
+mod syscalls;
+mod task;
 
-use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
-use onacc_common::{Counter, DirtyRecord, InodeKey, judge_dirtied};
+use aya_ebpf::{
+    macros::{btf_tracepoint, fentry},
+    programs::{BtfTracePointContext, FEntryContext},
+};
+
+use crate::{
+    layout::{Load, Typed},
+    opens::File,
+};
 
 /// `writeback_mark_inode_dirty(struct inode *inode, int flags)`: fires before
 /// the change is visible, for a store through a shared mapping too
 /// (fs/fs-writeback.c, `__mark_inode_dirty`).
 #[btf_tracepoint(function = "writeback_mark_inode_dirty")]
 pub fn inode_dirtied(ctx: BtfTracePointContext) -> i32 {
-    let inode: *const u8 = ctx.arg(0);
-    maps::count(Counter::Seen);
-    let dev = layout::dev(inode);
-    if !maps::is_watched(dev) {
-        maps::count(Counter::OtherFilesystem);
-        return 0;
+    dirtied::dirtied(ctx.arg(0));
+    0
+}
+
+/// `security_file_open(struct file *file)` (security/security.c): every open
+/// and execution, before fanotify sees it.
+#[fentry(function = "security_file_open")]
+pub fn file_opened(ctx: FEntryContext) -> i32 {
+    opens::opened(&File::<Typed>::new(ctx.arg(0)));
+    0
+}
+
+/// `sys_exit(struct pt_regs *regs, long ret)` (include/trace/events/syscalls.h):
+/// where neither LSM nor fentry is granted. Sees system calls alone: not what
+/// the kernel opens by itself, nor io_uring.
+#[btf_tracepoint(function = "sys_exit")]
+pub fn syscall_ended(ctx: BtfTracePointContext) -> i32 {
+    if let Some(file) = syscalls::file_of(ctx.arg(0), ctx.arg(1)) {
+        opens::opened(&file);
     }
-    let key = InodeKey {
-        dev,
-        zero: 0,
-        ino: layout::ino(inode),
-    };
-    let Some(entry) = maps::cached(&key) else {
-        maps::count(Counter::NotCached);
-        return 0;
-    };
-    // SAFETY: the map's values live until deletion and a grace period; the
-    // agent replaces a value as a whole and this program alone sets `reported`.
-    let verdict = judge_dirtied(unsafe { &*entry }, layout::ctime(inode));
-    if matches!(verdict, Counter::Reported) {
-        // SAFETY: as above.
-        let serial = unsafe { (*entry).serial };
-        let record = DirtyRecord {
-            key,
-            serial,
-            zero: 0,
-        };
-        if maps::report(&record) {
-            // SAFETY: as above; a second CPU that races here reports twice, harmlessly.
-            unsafe { (*entry).reported = 1 };
-        } else {
-            maps::count(Counter::Lost);
-            return 0;
-        }
-    }
-    maps::count(verdict);
+    0
+}
+
+/// `sched_process_exec(struct task_struct *p, pid_t old_pid, struct linux_binprm
+/// *bprm)` (include/trace/events/sched.h): executions, for the same tier.
+#[btf_tracepoint(function = "sched_process_exec")]
+pub fn process_executed(ctx: BtfTracePointContext) -> i32 {
+    let bprm: *const u8 = ctx.arg(2);
+    let file: *const u8 = Typed::load(bprm, &syscalls::OFF_BPRM_FILE);
+    opens::opened(&File::<Typed>::new(file));
     0
 }
 

@@ -1,0 +1,115 @@
+//! The filter plane's kernel half: the hooks of the tier "BPF LSM", which can
+//! refuse. (`main.rs` has those of the other tiers; the logic is the same.)
+//!
+//! A program of its own: the kernel has inode storage for LSM programs alone.
+#![no_std]
+#![no_main]
+
+mod dirtied;
+mod layout;
+mod maps;
+mod names;
+mod opens;
+mod task;
+
+use aya_ebpf::{
+    bindings::inode,
+    btf_maps::InodeStorage,
+    macros::{btf_map, btf_tracepoint, lsm},
+    programs::{BtfTracePointContext, LsmContext},
+};
+use onacc_common::{
+    Counter, DeniedInode, config,
+    filter::{Opened, Tables},
+    opens::Access,
+    wants,
+};
+
+use crate::{layout::Typed, maps::Known, opens::File};
+
+/// `-EPERM`: what fanotify's FAN_DENY gives, too.
+const REFUSED: i32 = -1;
+
+/// Inodes that are known to be infected. An entry goes with its inode.
+#[btf_map]
+static DENIED: InodeStorage<DeniedInode> = InodeStorage::new();
+
+/// As in `main.rs`.
+#[btf_tracepoint(function = "writeback_mark_inode_dirty")]
+pub fn inode_dirtied(ctx: BtfTracePointContext) -> i32 {
+    dirtied::dirtied(ctx.arg(0));
+    0
+}
+
+/// `file_open(struct file *file)` (include/linux/lsm_hook_defs.h): every open
+/// and execution, before fanotify sees it.
+#[lsm(hook = "file_open")]
+pub fn file_open(ctx: LsmContext) -> i32 {
+    let file = File::<Typed>::new(ctx.arg(0));
+    if opens::wanted(wants::DENY) {
+        if let Some(signature) = infected(&file) {
+            maps::count(Counter::DeniedOpen);
+            opens::tell(&file, Access::DeniedOpen, signature);
+            return REFUSED;
+        }
+    }
+    opens::opened(&file);
+    0
+}
+
+/// `mmap_file(struct file *file, …)`: a mapping of a file that was opened before
+/// it was known to be infected.
+#[lsm(hook = "mmap_file")]
+pub fn mmap_file(ctx: LsmContext) -> i32 {
+    let file: *const u8 = ctx.arg(0);
+    if file.is_null() {
+        return 0;
+    }
+    let file = File::<Typed>::new(file);
+    if let Some(signature) = infected(&file) {
+        maps::count(Counter::DeniedMap);
+        opens::tell(&file, Access::DeniedMap, signature);
+        return REFUSED;
+    }
+    0
+}
+
+/// The signature of a file that is known to be infected and not to be opened by
+/// this thread: it is unchanged, the verdict holds, nobody is excluded.
+#[inline(always)]
+fn infected(file: &File<Typed>) -> Option<u32> {
+    if !maps::is_watched(file.dev()) {
+        return None;
+    }
+    let inode = file.inode().cast_mut().cast::<inode>();
+    // SAFETY: the inode is the hook's own, alive while it runs.
+    let entry = unsafe { DENIED.get_ptr_mut(inode) };
+    if entry.is_null() {
+        return None;
+    }
+    // SAFETY: not null, and the storage lives while the inode does. A value that
+    // is replaced meanwhile may be torn: then a stamp differs, and fanotify decides.
+    let entry = unsafe { *entry };
+    let now = file.changed();
+    if u64::from(entry.epoch) != maps::setting(config::DENIED_EPOCH)
+        || entry.changed.sec != now.sec
+        || entry.changed.nsec != now.nsec
+        || Known.is_exempt(file.process())
+        || Known.is_excluded(file.euid())
+        || file.descends_from_exempt(|process| Known.is_exempt(process))
+    {
+        return None;
+    }
+    Some(entry.signature)
+}
+
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+// The kernel grants the helpers for GPL-compatible programs alone.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
