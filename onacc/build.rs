@@ -1,7 +1,7 @@
-//! Builds the eBPF program, so that the library can carry it inside.
+//! Builds the eBPF programs, so that the library can carry it inside.
 //!
-//! Owns: when it is built again, and where the library finds the object
-//! (`ONACC_EBPF_OBJECT`). Must not: know how to build it; `ebpf_toolchain.rs` does.
+//! Owns: when it is built again, and where the library finds the objects
+//! (`ONACC_EBPF_OBJECT`, `ONACC_LSM_OBJECT`). Must not: know how to build it; `ebpf_toolchain.rs` does.
 
 use std::{env, fs, path::Path, path::PathBuf};
 
@@ -42,13 +42,16 @@ fn run() -> Result<(), Error> {
     for tool in [&toolchain.compiler.rustc, &toolchain.linker.path] {
         println!("cargo::rerun-if-changed={}", tool.display());
     }
-    let object = ebpf_toolchain::build(&toolchain, workspace, true)?;
-    let own = Path::new(&variable("OUT_DIR")?).join("onacc-ebpf.o");
-    fs::copy(&object, &own).map_err(|source| Error::Io {
-        what: format!("copying {} to {}", object.display(), own.display()),
-        source,
-    })?;
-    println!("cargo::rustc-env=ONACC_EBPF_OBJECT={}", own.display());
+    let objects = ebpf_toolchain::build(&toolchain, workspace, true)?;
+    let variables = ["ONACC_EBPF_OBJECT", "ONACC_LSM_OBJECT"];
+    for (object, name) in objects.iter().zip(variables) {
+        let own = Path::new(&variable("OUT_DIR")?).join(format!("{name}.o"));
+        fs::copy(object, &own).map_err(|source| Error::Io {
+            what: format!("copying {} to {}", object.display(), own.display()),
+            source,
+        })?;
+        println!("cargo::rustc-env={name}={}", own.display());
+    }
     Ok(())
 }
 

@@ -277,6 +277,8 @@ pub mod globals {
     pub const REGS_NUMBER: &str = "OFF_REGS_NUMBER";
     /// `linux_binprm.file`
     pub const BPRM_FILE: &str = "OFF_BPRM_FILE";
+    /// Numbers of the system calls that open a file.
+    pub const OPEN_CALLS: &str = "OPEN_CALLS";
     /// Bits of [`crate::wants`]: what the settings in force need of the hooks.
     pub const WANTS: &str = "WANTS";
 }
@@ -298,12 +300,19 @@ pub mod wants {
 pub mod config {
     /// Larger files are not scanned: bytes.
     pub const MAX_FILE_SIZE: u32 = 0;
-    /// Present epoch of the directories out of scope; entries of others do not hold.
-    pub const OUTSIDE_EPOCH: u32 = 1;
-    /// Present epoch of infected inodes, likewise.
-    pub const DENIED_EPOCH: u32 = 2;
     /// How many there are.
-    pub const COUNT: u32 = 3;
+    pub const COUNT: u32 = 1;
+}
+
+/// Entries of the map of epochs: what was entered in another epoch than the
+/// present one does not hold.
+pub mod epochs {
+    /// Of the directories out of scope.
+    pub const OUTSIDE: u32 = 0;
+    /// Of the infected inodes.
+    pub const DENIED: u32 = 1;
+    /// How many there are.
+    pub const COUNT: u32 = 2;
 }
 
 /// Slots of the table of tags: a power of two.

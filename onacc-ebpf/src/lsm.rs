@@ -19,7 +19,7 @@ use aya_ebpf::{
     programs::{BtfTracePointContext, LsmContext},
 };
 use onacc_common::{
-    Counter, DeniedInode, config,
+    Counter, DeniedInode, epochs,
     filter::{Opened, Tables},
     opens::Access,
     wants,
@@ -81,7 +81,7 @@ fn infected(file: &File<Typed>) -> Option<u32> {
     if !maps::is_watched(file.dev()) {
         return None;
     }
-    let inode = file.inode().cast_mut().cast::<inode>();
+    let inode = file.inode.cast_mut().cast::<inode>();
     // SAFETY: the inode is the hook's own, alive while it runs.
     let entry = unsafe { DENIED.get_ptr_mut(inode) };
     if entry.is_null() {
@@ -91,7 +91,7 @@ fn infected(file: &File<Typed>) -> Option<u32> {
     // is replaced meanwhile may be torn: then a stamp differs, and fanotify decides.
     let entry = unsafe { *entry };
     let now = file.changed();
-    if u64::from(entry.epoch) != maps::setting(config::DENIED_EPOCH)
+    if u64::from(entry.epoch) != maps::epoch(epochs::DENIED)
         || entry.changed.sec != now.sec
         || entry.changed.nsec != now.nsec
         || Known.is_exempt(file.process())

@@ -6,7 +6,7 @@ use aya_ebpf::{
     maps::{Array, HashMap, PerCpuArray, RingBuf},
 };
 use onacc_common::{
-    CachedInode, Counter, DirKey, DirtyRecord, InodeKey, TAG_SLOTS, config,
+    CachedInode, Counter, DirKey, DirtyRecord, InodeKey, TAG_SLOTS, config, epochs,
     filter::{Filesystem, Tables},
 };
 
@@ -44,6 +44,9 @@ static OUTSIDE: HashMap<DirKey, u64> = HashMap::with_max_entries(65536, NO_PREAL
 /// Settings, by `config`.
 #[map]
 static CONFIG: Array<u64> = Array::with_max_entries(config::COUNT, 0);
+/// Epochs, by `epochs`.
+#[map]
+static EPOCHS: Array<u64> = Array::with_max_entries(epochs::COUNT, 0);
 /// Who opened last: `tag`, by thread id modulo the number of slots.
 #[map]
 static TAGS: Array<u64> = Array::with_max_entries(TAG_SLOTS, MMAPABLE);
@@ -91,10 +94,10 @@ pub fn note_missed(file: &DirKey, euid: u32) -> bool {
     MISSED.insert(file, euid, 0).is_ok()
 }
 
-/// A setting; 0 if there is none.
+/// The present epoch.
 #[inline(always)]
-pub fn setting(index: u32) -> u64 {
-    CONFIG.get(index).copied().unwrap_or(0)
+pub fn epoch(index: u32) -> u64 {
+    EPOCHS.get(index).copied().unwrap_or(0)
 }
 
 /// Leaves who opened last.
@@ -129,7 +132,7 @@ impl Tables for Known {
 
     #[inline(always)]
     fn max_file_size(&self) -> u64 {
-        setting(config::MAX_FILE_SIZE)
+        CONFIG.get(config::MAX_FILE_SIZE).copied().unwrap_or(0)
     }
 
     #[inline(always)]
@@ -144,6 +147,6 @@ impl Tables for Known {
     fn is_outside(&self, directory: &DirKey) -> bool {
         // SAFETY: as above; one word.
         let epoch = unsafe { OUTSIDE.get(directory) };
-        epoch.is_some_and(|epoch| *epoch == setting(config::OUTSIDE_EPOCH))
+        epoch.is_some_and(|epoch| *epoch == self::epoch(epochs::OUTSIDE))
     }
 }

@@ -49,7 +49,8 @@ pub fn wanted(bit: u32) -> bool {
 /// A file that is being opened, its fields loaded as `L` does.
 pub struct File<L: Load> {
     file: *const u8,
-    inode: *const u8,
+    /// The inode.
+    pub inode: *const u8,
     how: core::marker::PhantomData<L>,
 }
 
@@ -62,12 +63,6 @@ impl<L: Load> File<L> {
             inode: L::load(file, &OFF_FILE_INODE),
             how: core::marker::PhantomData,
         }
-    }
-
-    /// The inode.
-    #[inline(always)]
-    pub fn inode(&self) -> *const u8 {
-        self.inode
     }
 
     #[inline(always)]

@@ -164,9 +164,16 @@ pub fn find() -> Result<Toolchain, Error> {
     choose(&look())
 }
 
-/// Builds `onacc-ebpf` and returns the path of the object. Cargo's progress is
+/// The objects that `onacc-ebpf` is built into.
+pub const OBJECTS: [&str; 2] = ["onacc-ebpf", "onacc-lsm"];
+
+/// Builds `onacc-ebpf` and returns the paths of [`OBJECTS`]. Cargo's progress is
 /// on stderr, or if quiet, in [`Error::Build`] if it comes to that.
-pub fn build(toolchain: &Toolchain, workspace: &Path, quiet: bool) -> Result<PathBuf, Error> {
+pub fn build(
+    toolchain: &Toolchain,
+    workspace: &Path,
+    quiet: bool,
+) -> Result<[PathBuf; 2], Error> {
     let source = workspace.join("onacc-ebpf");
     let target = bpf_target(&arch_endian());
     let target_dir = target_dir(workspace).join("ebpf");
@@ -195,16 +202,17 @@ pub fn build(toolchain: &Toolchain, workspace: &Path, quiet: bool) -> Result<Pat
             said: last_lines(&said, 40),
         });
     }
-    let object = target_dir.join(target).join("release/onacc-ebpf");
-    let bytes = fs::read(&object).map_err(|source| Error::Io {
-        what: format!("reading {}", object.display()),
-        source,
-    })?;
-    if bytes.starts_with(b"\x7fELF") {
-        Ok(object)
-    } else {
-        Err(Error::NotAnObject(object))
+    let objects = OBJECTS.map(|name| target_dir.join(target).join("release").join(name));
+    for object in &objects {
+        let bytes = fs::read(object).map_err(|source| Error::Io {
+            what: format!("reading {}", object.display()),
+            source,
+        })?;
+        if !bytes.starts_with(b"\x7fELF") {
+            return Err(Error::NotAnObject(object.clone()));
+        }
     }
+    Ok(objects)
 }
 
 /// The directory of build output: the caller's choice, or `target`.

@@ -1,25 +1,38 @@
 //! The filter plane, seen from userspace: loading the eBPF programs, their maps
 //! and their records.
 //!
-//! Owns: the programs, links and maps; all go when it is dropped, nothing is
-//! pinned (invariant 9). Must not: decide what a record means (`coverage::keeper`
-//! does) or guess an offset. Tested by `tests/` on the running kernel.
+//! `load` finds the hooks that the kernel grants; `FilterPlane` (here) is what
+//! the keeper of clean marks uses; `controls`, `feed`, `tags` are for the
+//! threads that use them. All go when they are dropped, nothing is pinned
+//! (invariant 9). Must not: decide what a record means (`coverage::keeper` and
+//! `intake::feed` do) or guess an offset. Tested by `tests/` on the running
+//! kernel, and on others by `cargo xtask vm`.
+
+mod controls;
+mod denied;
+mod feed;
+mod load;
+mod offsets;
+mod outside;
+mod tags;
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
 
-use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray, RingBuf};
-use aya::programs::BtfTracePoint;
-use aya::{Ebpf, EbpfLoader};
-use onacc_common::{CachedInode, Counter, DirtyRecord, InodeKey, globals};
+use aya::Ebpf;
+use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray, RingBuf};
+use onacc_common::filter::Filesystem;
+use onacc_common::{CachedInode, Counter, DeniedInode, DirKey, DirtyRecord, InodeKey, epochs};
 
-use super::btf::{Btf, BtfError};
+use super::btf::BtfError;
+use denied::Denied;
+use outside::Outside;
 
-/// The eBPF object, built by `build.rs`.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("ONACC_EBPF_OBJECT"));
-
-const BTF_FILE: &str = "/sys/kernel/btf/vmlinux";
-const DIRTY_HOOK: &str = "writeback_mark_inode_dirty";
+pub use controls::Controls;
+pub use denied::SignatureNames;
+pub use feed::{Missed, OpenFeed};
+pub use load::{Loaded, OpenTier, Request, load};
+pub use tags::Tags;
 
 /// The filter plane is not to be had.
 #[derive(Debug, thiserror::Error)]
@@ -31,12 +44,17 @@ pub enum BpfError {
     #[error("{what}: {why}")]
     Refused {
         /// Which step.
-        what: &'static str,
+        what: String,
         /// One line.
         why: String,
         /// The verifier's words, if it spoke; many lines.
         log: String,
     },
+    /// The hooks are attached, and an open of our own went by unseen.
+    #[error(
+        "attached, but never runs: an open of our own was not seen (BPF LSM: add bpf to lsm= on the kernel's command line)"
+    )]
+    NeverFires,
 }
 
 #[repr(transparent)]
@@ -64,9 +82,14 @@ pub enum ArmError {
 
 /// The loaded filter plane.
 pub struct FilterPlane {
-    watched: HashMap<MapData, u32, u8>,
+    watched: HashMap<MapData, u32, u32>,
     cached: HashMap<MapData, Key, Value>,
     records: RingBuf<MapData>,
+    outside: Outside,
+    epochs: Array<MapData, u64>,
+    denied: Option<Denied>,
+    tells_opens: bool,
+    sees_writes: bool,
     counters: Arc<FilterCounters>,
     /// Holds programs and links.
     programs: Ebpf,
@@ -87,68 +110,91 @@ impl FilterCounters {
 }
 
 impl FilterPlane {
-    /// Loads and attaches. `capacity`: inodes that can carry a clean mark at a time.
-    ///
-    /// # Errors
-    /// [`BpfError`] says in one line what is missing or refused.
-    pub fn load(capacity: u32) -> Result<Self, BpfError> {
-        let bytes = std::fs::read(BTF_FILE)
-            .map_err(|error| BtfError::Unreadable(format!("{BTF_FILE}: {error}")))?;
-        let offsets = offsets(&Btf::parse(&bytes)?)?;
-        let mut loader = EbpfLoader::new();
-        for (name, offset) in &offsets {
-            loader.override_global(name, offset, true);
-        }
-        loader.map_max_entries("CACHED", capacity);
-        let mut programs = loader
-            .load(OBJECT)
-            .map_err(|error| refused("loading the eBPF maps", &error))?;
-        let btf = aya::Btf::from_sys_fs()
-            .map_err(|error| BtfError::Unreadable(format!("{BTF_FILE}: {error}")))?;
-        let dirtied: &mut BtfTracePoint = programs
-            .program_mut("inode_dirtied")
-            .expect("the object built with this agent has this program")
-            .try_into()
-            .map_err(|error| refused("eBPF program inode_dirtied", &error))?;
-        dirtied
-            .load(DIRTY_HOOK, &btf)
-            .map_err(|error| refused("loading tp_btf/writeback_mark_inode_dirty", &error))?;
-        let plane_maps = (
-            take(&mut programs, "WATCHED")?,
-            take(&mut programs, "CACHED")?,
-            take(&mut programs, "RECORDS")?,
-            PerCpuArray::try_from(take(&mut programs, "COUNTERS")?),
-        );
-        let map_error = |error: MapError| refused("eBPF map", &error);
-        let plane = Self {
-            watched: HashMap::try_from(plane_maps.0).map_err(map_error)?,
-            cached: HashMap::try_from(plane_maps.1).map_err(map_error)?,
-            records: RingBuf::try_from(plane_maps.2).map_err(map_error)?,
-            counters: Arc::new(FilterCounters(plane_maps.3.map_err(map_error)?)),
-            programs,
-        };
-        plane.attach()
-    }
-
-    fn attach(mut self) -> Result<Self, BpfError> {
-        let dirtied: &mut BtfTracePoint = self
-            .programs
-            .program_mut("inode_dirtied")
-            .expect("the object built with this agent has this program")
-            .try_into()
-            .map_err(|error| refused("eBPF program inode_dirtied", &error))?;
-        dirtied
-            .attach()
-            .map_err(|error| refused("attaching tp_btf/writeback_mark_inode_dirty", &error))?;
-        Ok(self)
-    }
-
     /// Watches a filesystem.
     ///
     /// # Errors
     /// The map is full or the kernel refused.
-    pub fn watch(&mut self, dev: u32) -> Result<(), MapError> {
-        self.watched.insert(dev, 1, 0)
+    pub fn watch(&mut self, dev: u32, what: Filesystem) -> Result<(), MapError> {
+        self.watched.insert(dev, what.0, 0)
+    }
+
+    /// Whether opens are told by records, so that fanotify need not.
+    pub fn tells_opens(&self) -> bool {
+        self.tells_opens
+    }
+
+    /// Whether opens for writing end clean marks.
+    pub fn sees_writes(&self) -> bool {
+        self.sees_writes
+    }
+
+    /// What lies directly in this directory is out of scope: opens of it are dropped.
+    ///
+    /// # Errors
+    /// The map is full or the kernel refused: they are told, and judged by the agent.
+    pub fn ignore_directory(&mut self, directory: DirKey) -> Result<(), MapError> {
+        let epoch = self.epochs.get(&epochs::OUTSIDE, 0)?;
+        self.outside.enter(directory, epoch)
+    }
+
+    /// No directory is out of scope for certain any more.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn forget_directories(&mut self) -> Result<(), MapError> {
+        self.next_epoch(epochs::OUTSIDE).map(drop)
+    }
+
+    /// Refuses an infected file from now on, if the tier can. False: it cannot.
+    ///
+    /// # Errors
+    /// The kernel refused (no inode storage on this filesystem, no memory).
+    pub fn refuse(
+        &mut self,
+        file: BorrowedFd<'_>,
+        changed: onacc_common::ChangeTime,
+        signature: &Arc<str>,
+    ) -> Result<bool, MapError> {
+        let Some(denied) = &mut self.denied else {
+            return Ok(false);
+        };
+        let epoch = self.epochs.get(&epochs::DENIED, 0)?;
+        let value = DeniedInode {
+            changed,
+            signature: denied.names().number(signature),
+            // Wraps after four thousand million databases.
+            epoch: u32::try_from(epoch & u64::from(u32::MAX)).unwrap_or(0),
+        };
+        denied.enter(&file, value).map(|()| true)
+    }
+
+    /// No file is known as infected any more.
+    ///
+    /// # Errors
+    /// The kernel refused: files of an old database would stay refused.
+    pub fn forget_infected(&mut self) -> Result<(), MapError> {
+        if self.denied.is_some() {
+            self.next_epoch(epochs::DENIED)?;
+        }
+        Ok(())
+    }
+
+    fn next_epoch(&mut self, which: u32) -> Result<u64, MapError> {
+        let next = self.epochs.get(&which, 0)? + 1;
+        self.epochs.set(which, next, 0)?;
+        Ok(next)
+    }
+
+    /// What the verifier had to do for each loaded program: its name, and how
+    /// many instructions were processed (`bpf_prog_info.verified_insns`, since 5.16).
+    pub fn verifier_costs(&self) -> Vec<(String, u32)> {
+        self.programs
+            .programs()
+            .filter_map(|(name, program)| {
+                let info = program.info().ok()?;
+                Some((name.to_owned(), info.verified_instruction_count()?))
+            })
+            .collect()
     }
 
     /// Enters an inode that is about to carry a clean mark.
@@ -221,52 +267,30 @@ impl AsFd for FilterPlane {
     }
 }
 
-fn offsets(btf: &Btf<'_>) -> Result<[(&'static str, u64); 5], BtfError> {
-    let ctime = |field: &'static str, flat: &'static str| {
-        btf.offset_of_any(
-            "inode",
-            &[&[flat], &["__i_ctime", field], &["i_ctime", field]],
-        )
-    };
-    Ok([
-        (globals::INODE_SB, btf.offset("inode", &["i_sb"])?),
-        (globals::INODE_INO, btf.offset("inode", &["i_ino"])?),
-        (globals::INODE_CTIME_SEC, ctime("tv_sec", "i_ctime_sec")?),
-        (globals::INODE_CTIME_NSEC, ctime("tv_nsec", "i_ctime_nsec")?),
-        (globals::SB_DEV, btf.offset("super_block", &["s_dev"])?),
-    ])
-}
-
-fn take(programs: &mut Ebpf, name: &'static str) -> Result<Map, BpfError> {
-    programs.take_map(name).ok_or(BpfError::Refused {
-        what: "eBPF map",
-        why: format!("the object has no map {name}"),
-        log: String::new(),
-    })
-}
-
-/// One line of why, and the verifier's words apart.
-fn refused(what: &'static str, error: &dyn std::error::Error) -> BpfError {
-    let mut why = String::new();
-    let mut log = String::new();
-    let mut next = Some(error);
-    while let Some(error) = next {
-        let text = error.to_string();
-        let mut lines = text.lines();
-        let line = lines.next().unwrap_or_default().trim_end_matches(':');
-        if !why.contains(line) {
-            if !why.is_empty() {
-                why.push_str(": ");
+impl BpfError {
+    /// One line of why, and the verifier's words apart.
+    fn refused(what: String, error: &dyn std::error::Error) -> Self {
+        let mut why = String::new();
+        let mut log = String::new();
+        let mut next = Some(error);
+        while let Some(error) = next {
+            let text = error.to_string();
+            let mut lines = text.lines();
+            let line = lines.next().unwrap_or_default().trim_end_matches(':');
+            if !why.contains(line) {
+                if !why.is_empty() {
+                    why.push_str(": ");
+                }
+                why.push_str(line);
             }
-            why.push_str(line);
+            for line in lines {
+                log.push_str(line);
+                log.push('\n');
+            }
+            next = error.source();
         }
-        for line in lines {
-            log.push_str(line);
-            log.push('\n');
-        }
-        next = error.source();
+        Self::Refused { what, why, log }
     }
-    BpfError::Refused { what, why, log }
 }
 
 #[cfg(test)]
@@ -275,6 +299,12 @@ mod tests {
     use crate::kernel::file;
     use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
     use std::time::{Duration, Instant};
+
+    const MARKS_ALONE: Request = Request {
+        capacity: 16,
+        wants: 0,
+        excluded: 0,
+    };
 
     /// A store through a shared mapping into a file of an ext filesystem must
     /// be reported, once; reading it must not. Watches, but marks nothing.
@@ -287,7 +317,7 @@ mod tests {
             println!("SKIPPED: /var/tmp is not on an ext filesystem");
             return;
         }
-        let mut plane = match FilterPlane::load(16) {
+        let mut plane = match load(&MARKS_ALONE).map(|loaded| loaded.plane) {
             Ok(plane) => plane,
             Err(error) => {
                 assert_ne!(nix::unistd::geteuid().as_raw(), 0, "{error}");
@@ -297,7 +327,7 @@ mod tests {
         };
         std::thread::sleep(Duration::from_millis(60));
         let stat = file::stat(fd).unwrap();
-        plane.watch(stat.key.dev).unwrap();
+        plane.watch(stat.key.dev, Filesystem(0)).unwrap();
         let entry = CachedInode {
             changed: stat.changed,
             serial: 7,
@@ -334,7 +364,11 @@ mod tests {
 
     #[test]
     fn a_full_map_says_so() {
-        let Ok(mut plane) = FilterPlane::load(2) else {
+        let Ok(mut plane) = load(&Request {
+            capacity: 2,
+            ..MARKS_ALONE
+        })
+        .map(|loaded| loaded.plane) else {
             println!("SKIPPED: no eBPF here; the test above says why");
             return;
         };

@@ -1,0 +1,95 @@
+//! What the programs are told of the settings: excluded uids, exempt processes,
+//! the size limit.
+//!
+//! Shared by the threads that know these things. Must not: decide them.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use aya::maps::{Array, HashMap, MapData, MapError};
+use onacc_common::config;
+
+/// The maps behind the filter's settings; clones share them.
+#[derive(Clone)]
+pub struct Controls(Arc<Mutex<Maps>>);
+
+struct Maps {
+    excluded: HashMap<MapData, u32, u8>,
+    present: HashSet<u32>,
+    exempt: HashMap<MapData, u32, u8>,
+    config: Array<MapData, u64>,
+}
+
+impl Controls {
+    pub(super) fn new(
+        excluded: HashMap<MapData, u32, u8>,
+        exempt: HashMap<MapData, u32, u8>,
+        config: Array<MapData, u64>,
+    ) -> Self {
+        Self(Arc::new(Mutex::new(Maps {
+            excluded,
+            present: HashSet::new(),
+            exempt,
+            config,
+        })))
+    }
+
+    /// Opens by these effective uids, and by no others, are dropped from now on.
+    /// Those that are no more excluded go first.
+    ///
+    /// # Errors
+    /// The map is full, or the kernel refused: uids that are not in it are not
+    /// dropped in the kernel, but by the agent.
+    pub fn exclude(&self, uids: &[u32]) -> Result<(), MapError> {
+        let mut maps = self.lock();
+        let wanted: HashSet<u32> = uids.iter().copied().collect();
+        let gone: Vec<u32> = maps.present.difference(&wanted).copied().collect();
+        for uid in gone {
+            maps.excluded.remove(&uid)?;
+            maps.present.remove(&uid);
+        }
+        let new: Vec<u32> = wanted.difference(&maps.present).copied().collect();
+        for uid in new {
+            maps.excluded.insert(uid, 1, 0)?;
+            maps.present.insert(uid);
+        }
+        Ok(())
+    }
+
+    /// Opens by this process, and by those that it starts, are dropped.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn exempt(&self, process: u32) -> Result<(), MapError> {
+        self.lock().exempt.insert(process, 1, 0)
+    }
+
+    /// The process is gone, or is no clamd any more.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn no_longer_exempt(&self, process: u32) -> Result<(), MapError> {
+        match self.lock().exempt.remove(&process) {
+            Err(MapError::KeyNotFound) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Larger files are not told.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn set_max_file_size(&self, bytes: u64) -> Result<(), MapError> {
+        self.lock().config.set(config::MAX_FILE_SIZE, bytes, 0)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Maps> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl std::fmt::Debug for Controls {
+    fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        to.write_str("Controls")
+    }
+}

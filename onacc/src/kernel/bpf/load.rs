@@ -1,0 +1,372 @@
+//! Loading: which hooks the kernel grants, found by trying.
+//!
+//! The tiers for opens, best first: BPF LSM (can refuse), fentry, tracepoints.
+//! Each is loaded, attached and then tried on an open of our own: an LSM program
+//! attaches, and never runs, where `bpf` is not in the kernel's list of LSMs.
+//! Must not: compare kernel versions, or leave a program attached that is not
+//! needed. Tested by `tests/`, and in the kernel matrix (`cargo xtask vm`).
+
+use std::fmt;
+use std::fs::{self, File};
+use std::sync::Arc;
+
+use aya::maps::{Array, HashMap, InodeStorage, Map, MapError, PerCpuArray, RingBuf};
+use aya::programs::{BtfTracePoint, FEntry, Lsm, ProgramError};
+use aya::{Ebpf, EbpfLoader};
+use onacc_common::{Counter, globals, wants};
+
+use super::controls::Controls;
+use super::denied::Denied;
+use super::feed::OpenFeed;
+use super::offsets::{self, OPEN_CALLS, Offsets};
+use super::outside::Outside;
+use super::tags::Tags;
+use super::{BpfError, FilterCounters, FilterPlane};
+use crate::kernel::btf::{Btf, BtfError};
+
+/// The hooks of the tiers "fentry" and "tracepoint", built by `build.rs`.
+static TRACING_OBJECT: &[u8] = aya::include_bytes_aligned!(env!("ONACC_EBPF_OBJECT"));
+/// The hooks of the tier "BPF LSM".
+static LSM_OBJECT: &[u8] = aya::include_bytes_aligned!(env!("ONACC_LSM_OBJECT"));
+
+const BTF_FILE: &str = "/sys/kernel/btf/vmlinux";
+/// `PROC_PID_INIT_INO` (include/linux/proc_ns.h): the first pid namespace.
+const FIRST_PID_NAMESPACE: &str = "pid:[4026531836]";
+/// Ring buffer where all opens are told, and where only refusals are.
+const OPENS_RING: u32 = 8 << 20;
+const REFUSALS_RING: u32 = 128 << 10;
+
+/// What is asked of the filter plane.
+#[derive(Clone, Copy, Debug)]
+pub struct Request {
+    /// Inodes that can be known as clean at a time.
+    pub capacity: u32,
+    /// What the settings in force need of the hooks on opens: bits of
+    /// [`onacc_common::wants`].
+    pub wants: u32,
+    /// Excluded uids that there may be.
+    pub excluded: u32,
+}
+
+/// The hooks on opens that are in force.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OpenTier {
+    /// `lsm/file_open` and `lsm/mmap_file`.
+    Lsm,
+    /// `fentry/security_file_open`.
+    Fentry,
+    /// `tp_btf/sys_exit` and `tp_btf/sched_process_exec`.
+    Tracepoint,
+}
+
+impl OpenTier {
+    /// What of `wants` its hooks can do.
+    pub const fn can(self) -> u32 {
+        match self {
+            Self::Lsm => wants::OPENS | wants::TAGS | wants::DENY | wants::WRITES,
+            Self::Fentry => wants::OPENS | wants::TAGS | wants::WRITES,
+            Self::Tracepoint => wants::OPENS,
+        }
+    }
+
+    fn object(self) -> &'static [u8] {
+        match self {
+            Self::Lsm => LSM_OBJECT,
+            Self::Fentry | Self::Tracepoint => TRACING_OBJECT,
+        }
+    }
+
+    fn hooks(self, wanted: u32) -> Vec<Hook> {
+        match self {
+            Self::Lsm if wanted & wants::DENY != 0 => {
+                vec![Hook::Lsm("file_open"), Hook::Lsm("mmap_file")]
+            }
+            Self::Lsm => vec![Hook::Lsm("file_open")],
+            Self::Fentry => vec![Hook::Fentry("file_opened", "security_file_open")],
+            Self::Tracepoint => vec![
+                Hook::TpBtf("syscall_ended", "sys_exit"),
+                Hook::TpBtf("process_executed", "sched_process_exec"),
+            ],
+        }
+    }
+}
+
+impl fmt::Display for OpenTier {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        to.write_str(match self {
+            Self::Lsm => "BPF LSM",
+            Self::Fentry => "fentry",
+            Self::Tracepoint => "tracepoint",
+        })
+    }
+}
+
+/// One program and where it is attached.
+#[derive(Clone, Copy, Debug)]
+enum Hook {
+    Lsm(&'static str),
+    Fentry(&'static str, &'static str),
+    TpBtf(&'static str, &'static str),
+}
+
+const DIRTIED: Hook = Hook::TpBtf("inode_dirtied", "writeback_mark_inode_dirty");
+
+impl Hook {
+    fn program(self) -> &'static str {
+        match self {
+            Self::Lsm(name) | Self::Fentry(name, _) | Self::TpBtf(name, _) => name,
+        }
+    }
+
+    fn name(self) -> String {
+        match self {
+            Self::Lsm(hook) => format!("lsm/{hook}"),
+            Self::Fentry(_, hook) => format!("fentry/{hook}"),
+            Self::TpBtf(_, hook) => format!("tp_btf/{hook}"),
+        }
+    }
+
+    fn load(self, programs: &mut Ebpf, btf: &aya::Btf) -> Result<(), BpfError> {
+        let program = programs
+            .program_mut(self.program())
+            .expect("the object built with this agent has this program");
+        let result = match self {
+            Self::Lsm(hook) => {
+                <&mut Lsm>::try_from(program).and_then(|program| program.load(hook, btf))
+            }
+            Self::Fentry(_, hook) => {
+                <&mut FEntry>::try_from(program).and_then(|program| program.load(hook, btf))
+            }
+            Self::TpBtf(_, hook) => {
+                <&mut BtfTracePoint>::try_from(program).and_then(|program| program.load(hook, btf))
+            }
+        };
+        result.map_err(|error| BpfError::refused(format!("loading {}", self.name()), &error))
+    }
+
+    fn attach(self, programs: &mut Ebpf) -> Result<(), BpfError> {
+        let program = programs
+            .program_mut(self.program())
+            .expect("the object built with this agent has this program");
+        let result: Result<(), ProgramError> = match self {
+            Self::Lsm(_) => {
+                <&mut Lsm>::try_from(program).and_then(|program| program.attach().map(drop))
+            }
+            Self::Fentry(..) => {
+                <&mut FEntry>::try_from(program).and_then(|program| program.attach().map(drop))
+            }
+            Self::TpBtf(..) => <&mut BtfTracePoint>::try_from(program)
+                .and_then(|program| program.attach().map(drop)),
+        };
+        result.map_err(|error| BpfError::refused(format!("attaching {}", self.name()), &error))
+    }
+}
+
+/// The filter plane with its parts, each for the thread that uses it.
+pub struct Loaded {
+    /// For the keeper.
+    pub plane: FilterPlane,
+    /// For who knows the settings.
+    pub controls: Controls,
+    /// The hooks on opens that are in force, if any are needed and granted.
+    pub tier: Option<OpenTier>,
+    /// Records about opens, if the tier delivers any.
+    pub feed: Option<OpenFeed>,
+    /// Who opened last, if the tier tells.
+    pub tags: Option<Tags>,
+    /// Why better tiers are not in force: one line each.
+    pub notes: Vec<String>,
+}
+
+/// Loads and attaches what `request` needs, as far as the kernel grants it.
+///
+/// # Errors
+/// [`BpfError`]: not even the hook on dirtied inodes is to be had.
+pub fn load(request: &Request) -> Result<Loaded, BpfError> {
+    let bytes =
+        fs::read(BTF_FILE).map_err(|error| BtfError::Unreadable(format!("{BTF_FILE}: {error}")))?;
+    let own_btf = Btf::parse(&bytes)?;
+    let mut offsets = offsets::of_inodes(&own_btf)?;
+    let mut notes = Vec::new();
+    let mut candidates = Vec::new();
+    if request.wants != 0 {
+        candidates = open_tiers(&own_btf, &mut offsets, &mut notes);
+    }
+    let btf = aya::Btf::from_sys_fs()
+        .map_err(|error| BtfError::Unreadable(format!("{BTF_FILE}: {error}")))?;
+    for tier in candidates {
+        let wanted = request.wants & tier.can();
+        if wanted == 0 {
+            continue;
+        }
+        match attempt(request, (Some(tier), wanted), &offsets, &btf) {
+            Ok(loaded) => return Ok(Loaded { notes, ..loaded }),
+            Err(error) => notes.push(format!("{tier}: {error}")),
+        }
+    }
+    let loaded = attempt(request, (None, 0), &offsets, &btf)?;
+    Ok(Loaded { notes, ..loaded })
+}
+
+/// The tiers that are worth trying, best first, and the offsets they need.
+fn open_tiers(btf: &Btf<'_>, offsets: &mut Offsets, notes: &mut Vec<String>) -> Vec<OpenTier> {
+    match fs::read_link("/proc/self/ns/pid") {
+        Ok(namespace) if namespace.as_os_str() == FIRST_PID_NAMESPACE => {}
+        Ok(_) => {
+            notes.push("hooks on opens: the agent is not in the first pid namespace, so that eBPF and it number processes differently (in a container: use the host's pid namespace)".to_owned());
+            return Vec::new();
+        }
+        Err(error) => {
+            notes.push(format!("hooks on opens: /proc/self/ns/pid: {error}"));
+            return Vec::new();
+        }
+    }
+    match offsets::of_opens(btf) {
+        Ok(more) => offsets.extend(more),
+        Err(error) => {
+            notes.push(format!("hooks on opens: {error}"));
+            return Vec::new();
+        }
+    }
+    let mut tiers = Vec::new();
+    if lsm_list_lacks_bpf() {
+        notes.push("BPF LSM: bpf is not in /sys/kernel/security/lsm; add it to lsm= on the kernel's command line".to_owned());
+    } else {
+        tiers.push(OpenTier::Lsm);
+    }
+    tiers.push(OpenTier::Fentry);
+    match offsets::of_syscalls(btf) {
+        Ok(more) => {
+            offsets.extend(more);
+            tiers.push(OpenTier::Tracepoint);
+        }
+        Err(error) => notes.push(format!("tracepoint: {error}")),
+    }
+    tiers
+}
+
+/// Whether the kernel's list says so; where securityfs is not mounted, trying tells.
+fn lsm_list_lacks_bpf() -> bool {
+    fs::read_to_string("/sys/kernel/security/lsm")
+        .is_ok_and(|list| !list.trim().split(',').any(|name| name == "bpf"))
+}
+
+fn attempt(
+    request: &Request,
+    (tier, wanted): (Option<OpenTier>, u32),
+    offsets: &Offsets,
+    btf: &aya::Btf,
+) -> Result<Loaded, BpfError> {
+    let mut loader = EbpfLoader::new();
+    loader.btf(Some(btf));
+    for (name, offset) in offsets {
+        // An object lacks the globals of what it has no program for.
+        loader.override_global(name, offset, false);
+    }
+    loader.override_global(globals::WANTS, &wanted, false);
+    loader.override_global(globals::OPEN_CALLS, &OPEN_CALLS, false);
+    loader.map_max_entries("CACHED", request.capacity);
+    loader.map_max_entries("EXCLUDED", request.excluded.max(1));
+    let ring = if wanted & wants::OPENS != 0 {
+        OPENS_RING
+    } else {
+        REFUSALS_RING
+    };
+    if wanted & (wants::OPENS | wants::DENY) != 0 {
+        loader.map_max_entries("OPENS", ring);
+    }
+    if wanted & wants::TAGS == 0 {
+        loader.map_max_entries("TAGS", 1);
+    }
+    let object = tier.map_or(TRACING_OBJECT, OpenTier::object);
+    let mut programs = loader
+        .load(object)
+        .map_err(|error| BpfError::refused("loading the eBPF maps".to_owned(), &error))?;
+    let mut hooks = vec![DIRTIED];
+    hooks.extend(tier.into_iter().flat_map(|tier| tier.hooks(wanted)));
+    for hook in &hooks {
+        hook.load(&mut programs, btf)?;
+    }
+    let mut loaded = parts(programs, (tier, wanted))?;
+    for hook in &hooks {
+        hook.attach(&mut loaded.plane.programs)?;
+    }
+    if tier.is_some() {
+        sees_an_open(loaded.plane.counters())?;
+    }
+    Ok(loaded)
+}
+
+/// The self-test: an open of our own must be counted.
+fn sees_an_open(counters: &Arc<FilterCounters>) -> Result<(), BpfError> {
+    let seen = || {
+        counters
+            .get(Counter::OpenSeen)
+            .map_err(|error| BpfError::refused("eBPF counters".to_owned(), &error))
+    };
+    let before = seen()?;
+    // Whether it can be opened does not matter: /proc/self always can.
+    let _opened = File::open("/proc/self/stat");
+    if seen()? == before {
+        return Err(BpfError::NeverFires);
+    }
+    Ok(())
+}
+
+fn parts(mut programs: Ebpf, (tier, wanted): (Option<OpenTier>, u32)) -> Result<Loaded, BpfError> {
+    let map_error = |error: MapError| BpfError::refused("eBPF map".to_owned(), &error);
+    let mut take = |name: &'static str| -> Result<Map, BpfError> {
+        programs.take_map(name).ok_or_else(|| BpfError::Refused {
+            what: "eBPF map".to_owned(),
+            why: format!("the object has no map {name}"),
+            log: String::new(),
+        })
+    };
+    let denied = if wanted & wants::DENY != 0 {
+        let storage = InodeStorage::try_from(take("DENIED")?).map_err(map_error)?;
+        Some(Denied::new(storage))
+    } else {
+        None
+    };
+    let names = denied.as_ref().map(Denied::names).unwrap_or_default();
+    let counters = Arc::new(FilterCounters(
+        PerCpuArray::try_from(take("COUNTERS")?).map_err(map_error)?,
+    ));
+    let feed = if wanted & (wants::OPENS | wants::DENY) != 0 {
+        Some(OpenFeed::new(
+            RingBuf::try_from(take("OPENS")?).map_err(map_error)?,
+            HashMap::try_from(take("MISSED")?).map_err(map_error)?,
+            (Arc::clone(&counters), names),
+        ))
+    } else {
+        None
+    };
+    let tags = if wanted & wants::TAGS != 0 {
+        Some(Tags::new(take("TAGS")?)?)
+    } else {
+        None
+    };
+    Ok(Loaded {
+        controls: Controls::new(
+            HashMap::try_from(take("EXCLUDED")?).map_err(map_error)?,
+            HashMap::try_from(take("EXEMPT")?).map_err(map_error)?,
+            Array::try_from(take("CONFIG")?).map_err(map_error)?,
+        ),
+        plane: FilterPlane {
+            watched: HashMap::try_from(take("WATCHED")?).map_err(map_error)?,
+            cached: HashMap::try_from(take("CACHED")?).map_err(map_error)?,
+            records: RingBuf::try_from(take("RECORDS")?).map_err(map_error)?,
+            outside: Outside::new(HashMap::try_from(take("OUTSIDE")?).map_err(map_error)?),
+            epochs: Array::try_from(take("EPOCHS")?).map_err(map_error)?,
+            denied,
+            tells_opens: wanted & wants::OPENS != 0,
+            sees_writes: wanted & wants::WRITES != 0,
+            counters,
+            programs,
+        },
+        tier,
+        feed,
+        tags,
+        notes: Vec::new(),
+    })
+}
