@@ -294,6 +294,8 @@ pub mod wants {
     pub const DENY: u32 = 4;
     /// Opens for writing end clean marks.
     pub const WRITES: u32 = 8;
+    /// Of opens, executions alone are told.
+    pub const EXECUTIONS_ALONE: u32 = 16;
 }
 
 /// Entries of the map of settings that change while the programs run.

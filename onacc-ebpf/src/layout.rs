@@ -2,7 +2,9 @@
 //! the running kernel's BTF before loading, so that the verifier knows them and
 //! the pointers stay typed. Must not: hold a number of its own.
 
-use aya_ebpf::{Global, helpers::bpf_probe_read_kernel};
+use core::mem::MaybeUninit;
+
+use aya_ebpf::{Global, helpers::generated::bpf_probe_read_kernel};
 use onacc_common::ChangeTime;
 
 /// Declares the globals, one for each field.
@@ -65,10 +67,21 @@ impl Load for Typed {
 impl Load for Probed {
     #[inline(always)]
     fn load<T: Copy>(base: *const u8, offset: &Global<u64>) -> T {
-        let at = base.wrapping_add(offset.load() as usize).cast::<T>();
-        // SAFETY: the helper checks the address, and zeroes what it cannot
-        // read; every `T` here is a number or a pointer, for which zero is valid.
-        unsafe { bpf_probe_read_kernel(at).unwrap_or_else(|_| core::mem::zeroed()) }
+        read(base.wrapping_add(offset.load() as usize).cast())
+    }
+}
+
+/// Reads kernel memory; zeros if that cannot be read. Without a branch: each
+/// would double what the verifier has to look at.
+#[inline(always)]
+pub fn read<T: Copy>(at: *const T) -> T {
+    let mut value = MaybeUninit::<T>::zeroed();
+    // SAFETY: the helper checks the address and zeroes what it cannot read; it
+    // writes `size_of::<T>()` bytes. Every `T` here is a number or a pointer, for
+    // which zero is valid.
+    unsafe {
+        bpf_probe_read_kernel(value.as_mut_ptr().cast(), size_of::<T>() as u32, at.cast());
+        value.assume_init()
     }
 }
 

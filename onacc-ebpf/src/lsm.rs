@@ -42,18 +42,25 @@ pub fn inode_dirtied(ctx: BtfTracePointContext) -> i32 {
 }
 
 /// `file_open(struct file *file)` (include/linux/lsm_hook_defs.h): every open
-/// and execution, before fanotify sees it.
+/// and execution, before fanotify sees it. For notify-only mode.
 #[lsm(hook = "file_open")]
-pub fn file_open(ctx: LsmContext) -> i32 {
+pub fn file_told(ctx: LsmContext) -> i32 {
+    opens::told(&File::<Typed>::new(ctx.arg(0)));
+    0
+}
+
+/// As above, for prevention mode.
+#[lsm(hook = "file_open")]
+pub fn file_judged(ctx: LsmContext) -> i32 {
     let file = File::<Typed>::new(ctx.arg(0));
-    if opens::wanted(wants::DENY) {
-        if let Some(signature) = infected(&file) {
-            maps::count(Counter::DeniedOpen);
-            opens::tell(&file, Access::DeniedOpen, signature);
-            return REFUSED;
-        }
+    if opens::wanted(wants::DENY)
+        && let Some(signature) = infected(&file)
+    {
+        maps::count(Counter::DeniedOpen);
+        opens::tell(&file, Access::DeniedOpen, signature);
+        return REFUSED;
     }
-    opens::opened(&file);
+    opens::noted(&file);
     0
 }
 

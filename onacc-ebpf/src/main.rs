@@ -36,10 +36,17 @@ pub fn inode_dirtied(ctx: BtfTracePointContext) -> i32 {
 }
 
 /// `security_file_open(struct file *file)` (security/security.c): every open
-/// and execution, before fanotify sees it.
+/// and execution, before fanotify sees it. For notify-only mode.
 #[fentry(function = "security_file_open")]
-pub fn file_opened(ctx: FEntryContext) -> i32 {
-    opens::opened(&File::<Typed>::new(ctx.arg(0)));
+pub fn file_told(ctx: FEntryContext) -> i32 {
+    opens::told(&File::<Typed>::new(ctx.arg(0)));
+    0
+}
+
+/// As above, for prevention mode.
+#[fentry(function = "security_file_open")]
+pub fn file_noted(ctx: FEntryContext) -> i32 {
+    opens::noted(&File::<Typed>::new(ctx.arg(0)));
     0
 }
 
@@ -49,7 +56,7 @@ pub fn file_opened(ctx: FEntryContext) -> i32 {
 #[btf_tracepoint(function = "sys_exit")]
 pub fn syscall_ended(ctx: BtfTracePointContext) -> i32 {
     if let Some(file) = syscalls::file_of(ctx.arg(0), ctx.arg(1)) {
-        opens::opened(&file);
+        opens::told(&file);
     }
     0
 }
@@ -60,7 +67,7 @@ pub fn syscall_ended(ctx: BtfTracePointContext) -> i32 {
 pub fn process_executed(ctx: BtfTracePointContext) -> i32 {
     let bprm: *const u8 = ctx.arg(2);
     let file: *const u8 = Typed::load(bprm, &syscalls::OFF_BPRM_FILE);
-    opens::opened(&File::<Typed>::new(file));
+    opens::told(&File::<Typed>::new(file));
     0
 }
 

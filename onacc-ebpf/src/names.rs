@@ -43,14 +43,18 @@ pub unsafe fn copy<const CAP: usize>(names: *mut u8, dentry: *const u8) -> (u32,
         if parent == here || parent.is_null() {
             return (len as u32, true);
         }
-        // VERIFIER: 6.1 wants the bound at the very place of use.
         if len >= CAP {
             break;
         }
+        // VERIFIER: 6.1 forgets the bound where the compiler keeps `len` on the
+        // stack; masked at the place of use it is known there (CAP is a power of
+        // two). Volatile, or the compiler would find the mask superfluous.
+        // SAFETY: a live number.
+        let at = unsafe { core::ptr::read_volatile(&raw const len) } & (CAP - 1);
         let name: *const u8 = Probed::load(here, &OFF_DENTRY_NAME);
-        // SAFETY: `len` is below CAP, so that NAME_ROOM bytes are there.
+        // SAFETY: `at` is below CAP, so that NAME_ROOM bytes are there.
         let got = unsafe {
-            bpf_probe_read_kernel_str(names.add(len).cast(), NAME_ROOM as u32, name.cast())
+            bpf_probe_read_kernel_str(names.add(at).cast(), NAME_ROOM as u32, name.cast())
         };
         if got <= 1 || got > NAME_ROOM as i64 {
             break;

@@ -8,9 +8,7 @@ use core::ptr::{addr_of_mut, write};
 
 use aya_ebpf::{
     Global,
-    helpers::{
-        bpf_get_current_cgroup_id, bpf_get_current_comm, bpf_get_current_uid_gid,
-    },
+    helpers::{bpf_get_current_cgroup_id, bpf_get_current_comm, bpf_get_current_uid_gid},
 };
 use onacc_common::{
     CachedInode, ChangeTime, Counter, DirKey, DirtyRecord, InodeKey,
@@ -148,9 +146,29 @@ impl<L: Load> Opened for File<L> {
     }
 }
 
-/// All that the hooks on opens do, but refuse (`lsm.rs`).
+/// Tells the agent of an open that needs a look.
 #[inline(always)]
-pub fn opened<L: Load>(file: &File<L>) {
+pub fn told<L: Load>(file: &File<L>) {
+    maps::count(Counter::OpenSeen);
+    if wanted(wants::EXECUTIONS_ALONE) && !file.is_exec() {
+        return;
+    }
+    let verdict = judge_open(file, &Known);
+    if matches!(verdict, Counter::OpenReported) {
+        let access = if file.is_exec() {
+            Access::Exec
+        } else {
+            Access::Open
+        };
+        tell(file, access, 0);
+    } else {
+        maps::count(verdict);
+    }
+}
+
+/// What prevention mode needs of an open besides the permission event.
+#[inline(always)]
+pub fn noted<L: Load>(file: &File<L>) {
     maps::count(Counter::OpenSeen);
     if wanted(wants::TAGS) && maps::is_watched(file.dev()) {
         let tid = task::ids().0;
@@ -158,19 +176,6 @@ pub fn opened<L: Load>(file: &File<L>) {
     }
     if wanted(wants::WRITES) && file.is_for_writing() {
         end_clean_mark(file);
-    }
-    if wanted(wants::OPENS) {
-        let verdict = judge_open(file, &Known);
-        if matches!(verdict, Counter::OpenReported) {
-            let access = if file.is_exec() {
-                Access::Exec
-            } else {
-                Access::Open
-            };
-            tell(file, access, 0);
-        } else {
-            maps::count(verdict);
-        }
     }
 }
 
@@ -214,13 +219,12 @@ struct Record<const CAP: usize> {
     room: [u8; NAME_ROOM],
 }
 
-/// Tells the agent. The record is as long as the names need, in three sizes:
+/// Tells the agent. The record is as long as the names need, in two sizes:
 /// the kernel wants to know it beforehand.
 #[inline(always)]
 pub fn tell<L: Load>(file: &File<L>, access: Access, signature: u32) {
     let written = match names::measure(file.dentry()) {
         Some(0..=256) => write_record::<L, 256>(file, access, signature),
-        Some(257..=1024) => write_record::<L, 1024>(file, access, signature),
         _ => write_record::<L, MAX_NAMES>(file, access, signature),
     };
     maps::count(if written {
@@ -240,11 +244,7 @@ pub fn tell<L: Load>(file: &File<L>, access: Access, signature: u32) {
 }
 
 #[inline(always)]
-fn write_record<L: Load, const CAP: usize>(
-    file: &File<L>,
-    access: Access,
-    signature: u32,
-) -> bool {
+fn write_record<L: Load, const CAP: usize>(file: &File<L>, access: Access, signature: u32) -> bool {
     let Some(mut entry) = maps::open_record::<Record<CAP>>() else {
         return false;
     };
@@ -253,7 +253,8 @@ fn write_record<L: Load, const CAP: usize>(
     // SAFETY: the reserved memory is a `Record<CAP>`; every field of the header
     // is written before it is submitted, and of the names those that count.
     unsafe {
-        let (names_len, whole) = names::copy::<CAP>(addr_of_mut!((*record).names).cast(), file.dentry());
+        let (names_len, whole) =
+            names::copy::<CAP>(addr_of_mut!((*record).names).cast(), file.dentry());
         write(
             addr_of_mut!((*record).header),
             OpenHeader {

@@ -7,7 +7,7 @@
 use aya_ebpf::Global;
 
 use crate::{
-    layout::{Load, Probed, Typed},
+    layout::{Load, Probed, Typed, read},
     opens::File,
     task,
 };
@@ -59,7 +59,6 @@ pub fn file_of(regs: *const u8, returned: i64) -> Option<File<Probed>> {
     }
     let slots: *const u8 = Probed::load(table, &OFF_FDT_FD);
     let slot = slots.wrapping_add(returned as usize * size_of::<usize>());
-    // SAFETY: the helper checks the address.
-    let file = unsafe { aya_ebpf::helpers::bpf_probe_read_kernel(slot.cast::<*const u8>()) }.ok()?;
+    let file: *const u8 = read(slot.cast());
     (!file.is_null()).then(|| File::new(file))
 }

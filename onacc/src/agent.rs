@@ -28,8 +28,10 @@ use crate::coverage::kind::{Coverage, DirectoryParts, Kind};
 use crate::coverage::mount_marks::MountMarks;
 use crate::coverage::paths::{PathError, RealPaths, Tell};
 use crate::coverage::tiers;
-use crate::intake::{Ended, LaneError, Lanes, ReaderLinks, ScannerIdentity};
-use crate::kernel::bpf::{BpfError, FilterCounters};
+use crate::intake::{
+    Ended, Feed, FeedLinks, FeedMessage, LaneError, Lanes, ReaderLinks, ScannerIdentity,
+};
+use crate::kernel::bpf::{BpfError, Controls, FilterCounters, FilterPlane, OpenFeed, Tags};
 use crate::kernel::daemon;
 use crate::kernel::fanotify::{
     Answer, FdBudget, Group, GroupKind, InitError, Opens, Wanted, WriterProbe,
@@ -196,6 +198,8 @@ struct Agent {
     server_counters: Arc<Vec<ServerCounters>>,
     latencies: Arc<Latencies>,
     filter_counters: Option<Arc<FilterCounters>>,
+    controls: Option<Controls>,
+    feed: Option<Mailbox<FeedMessage>>,
 }
 
 /// Threads, and how they are told to end or tell that they have.
@@ -216,15 +220,23 @@ impl Agent {
     fn start(house: &House<'_>, settings: Settings) -> Result<Self, AgentError> {
         let counters = Arc::clone(&house.counters);
         let in_flight = fd_budget(house.files_each(), fds_of_servers(&settings))?;
-        let kind = if settings.prevention {
+        let features = Group::new(GroupKind::Notification)?.probe_features()?;
+        tiers::say_fanotify(features);
+        let kind = Kind::choose(settings.coverage, settings.disable_ddd, features);
+        let mut filter = load_filter(&settings, kind)?;
+        let feed = filter.feed.take();
+        let tells_opens = filter.plane.as_ref().is_some_and(FilterPlane::tells_opens);
+        let mut wanted = wanted(settings.triggers);
+        if tells_opens {
+            wanted.opens = Opens::None;
+        }
+        let group_kind = if settings.prevention {
             GroupKind::Permission
         } else {
             GroupKind::Notification
         };
-        let group = Group::wanting(kind, wanted(settings.triggers))?;
-        let features = group.probe_features()?;
-        tiers::say_fanotify(features);
-        let plane = tiers::load_filter_plane(settings.bpf)?;
+        let group = Group::wanting(group_kind, wanted)?;
+        let plane = filter.plane;
         let filter_counters = plane.as_ref().map(|plane| Arc::clone(plane.counters()));
         let table = Arc::new(MountTable::read()?);
         let stores_are_seen = plane.is_some() && features.evictable_marks;
@@ -232,7 +244,6 @@ impl Agent {
         tiers::say_marks(settings.marks);
         let policy = first_policy(&settings, (&paths, &table), stores_are_seen)?;
         let policy = Arc::new(policy);
-        let kind = Kind::choose(settings.coverage, settings.disable_ddd, features);
         let prescans = Mailbox::new()?;
         let jobs = Mailbox::new()?;
         let keeper_messages = Mailbox::new()?;
@@ -242,7 +253,7 @@ impl Agent {
             wake: Wake::new()?,
             reason: Arc::new(OnceLock::new()),
         };
-        let scanner = Arc::new(ScannerIdentity::new(Proc::open()?));
+        let scanner = Arc::new(ScannerIdentity::new(Proc::open()?, filter.controls.clone()));
         let on_failure = if settings.deny_on_error {
             Answer::Deny
         } else {
@@ -262,7 +273,8 @@ impl Agent {
             plane,
             (kind == Kind::Filesystem && settings.marks != MarksMode::Off)
                 .then(|| tiers::outside_marks(features))
-                .flatten(),
+                .flatten()
+                .map(|outside| outside.pinned(tells_opens)),
             Arc::clone(&policy),
         );
         let (pool, server_counters) = build_pool(&settings, &jobs)?;
@@ -295,15 +307,32 @@ impl Agent {
             (Arc::clone(&verdicts), Arc::clone(&counters)),
         );
         let links = ReaderLinks {
-            budget: FdBudget::new(in_flight),
+            budget: FdBudget::new(in_flight - in_flight / 4),
             jobs: jobs.clone(),
             prescans: prescans.clone(),
             keeper: keeper_messages.clone(),
             verdicts: Arc::clone(&verdicts),
             scanner,
+            tags: filter.tags.map(Arc::new),
             counters: Arc::clone(&counters),
             on_failure,
             tell_large: settings.log.verbose,
+        };
+        let feed = match feed {
+            None => None,
+            Some(feed) => {
+                let messages = Mailbox::new()?;
+                let feed_links = FeedLinks {
+                    budget: FdBudget::new(in_flight / 4),
+                    jobs: jobs.clone(),
+                    keeper: keeper_messages.clone(),
+                    verdicts: Arc::clone(&verdicts),
+                    counters: Arc::clone(&counters),
+                };
+                // Never joined: nobody waits for it.
+                Feed::start(feed, messages.clone(), feed_links, &policy)?;
+                Some(messages)
+            }
         };
         let [_, of_service, of_keeper] = beats.clone();
         let threads = Threads {
@@ -342,8 +371,11 @@ impl Agent {
             server_counters,
             latencies,
             filter_counters,
+            controls: filter.controls,
+            feed,
             settings,
         };
+        agent.tell_filter();
         agent.learn_filesystems(&table);
         if let Kind::Directory(reach) = kind {
             let parts = DirectoryParts {
@@ -431,6 +463,9 @@ impl Agent {
         self.coverage.stop(until);
         let readers_ended = self.lanes.stop(until);
         self.prescans.send(PrescanMessage::Stop);
+        if let Some(feed) = &self.feed {
+            feed.send(FeedMessage::Stop);
+        }
         self.threads.stop.store(true, Ordering::Release);
         self.jobs_waker.waker().notify();
         process::wait_for(&self.threads.service, until);
@@ -441,6 +476,32 @@ impl Agent {
             && self.threads.keeper.is_finished();
         self.threads.unwatched.store(all_ended, Ordering::Release);
     }
+}
+
+/// The filter plane, as far as it is to be had.
+#[derive(Default)]
+struct Filter {
+    plane: Option<FilterPlane>,
+    controls: Option<Controls>,
+    feed: Option<OpenFeed>,
+    tags: Option<Tags>,
+}
+
+fn load_filter(settings: &Settings, kind: Kind) -> Result<Filter, BpfError> {
+    let excluded = settings.excluded_uids.len() + settings.excluded_names.len();
+    let wants = tiers::wants(settings, kind);
+    let Some(loaded) = tiers::load_filter_plane(settings.bpf, (wants, excluded))? else {
+        return Ok(Filter::default());
+    };
+    if let Err(error) = loaded.controls.exempt(std::process::id()) {
+        tracing::warn!("onacc: eBPF map of exempt processes: {error}");
+    }
+    Ok(Filter {
+        plane: Some(loaded.plane),
+        controls: Some(loaded.controls),
+        feed: loaded.feed,
+        tags: loaded.tags,
+    })
 }
 
 fn say_counters(counters: &Counters, filter: Option<&FilterCounters>) {

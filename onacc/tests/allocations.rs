@@ -102,12 +102,13 @@ impl Site {
             verdicts.insert(&self.stat, known.clone(), 0);
         }
         let links = ReaderLinks {
+            tags: None,
             budget: FdBudget::new(64),
             jobs: jobs.clone(),
             prescans: Mailbox::new().expect("a mailbox"),
             keeper: Mailbox::new().expect("a mailbox"),
             verdicts: Arc::new(Mutex::new(verdicts)),
-            scanner: Arc::new(ScannerIdentity::new(Proc::open().expect("/proc"))),
+            scanner: Arc::new(ScannerIdentity::new(Proc::open().expect("/proc"), None)),
             counters: Arc::new(Counters::default()),
             on_failure: Answer::Allow,
             tell_large: false,

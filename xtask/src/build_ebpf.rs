@@ -1,4 +1,4 @@
-//! `cargo xtask build-ebpf`: the eBPF program alone, with cargo's progress shown.
+//! `cargo xtask build-ebpf`: the eBPF programs alone, with cargo's progress shown.
 
 use std::fs;
 
@@ -8,21 +8,23 @@ use crate::{
     shell::{Result, workspace},
 };
 
-/// Builds the object and prints where it is and how large.
+/// Builds the objects and prints where they are and how large.
 pub fn command() -> Result<()> {
     setup::ensure(Level::Build)?;
     let toolchain = ebpf_toolchain::find().map_err(|error| error.to_string())?;
     println!(
-        "building the eBPF program with {} ({}) and {}",
+        "building the eBPF programs with {} ({}) and {}",
         toolchain.compiler.name,
         toolchain.compiler.rustc.display(),
         toolchain.linker.path.display()
     );
-    let object = ebpf_toolchain::build(&toolchain, &workspace(), false)
+    let objects = ebpf_toolchain::build(&toolchain, &workspace(), false)
         .map_err(|error| error.to_string())?;
-    let size = fs::metadata(&object)
-        .map_err(|error| format!("{}: {error}", object.display()))?
-        .len();
-    println!("{}: {size} bytes", object.display());
+    for object in objects {
+        let size = fs::metadata(&object)
+            .map_err(|error| format!("{}: {error}", object.display()))?
+            .len();
+        println!("{}: {size} bytes", object.display());
+    }
     Ok(())
 }

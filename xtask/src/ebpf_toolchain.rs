@@ -169,11 +169,7 @@ pub const OBJECTS: [&str; 2] = ["onacc-ebpf", "onacc-lsm"];
 
 /// Builds `onacc-ebpf` and returns the paths of [`OBJECTS`]. Cargo's progress is
 /// on stderr, or if quiet, in [`Error::Build`] if it comes to that.
-pub fn build(
-    toolchain: &Toolchain,
-    workspace: &Path,
-    quiet: bool,
-) -> Result<[PathBuf; 2], Error> {
+pub fn build(toolchain: &Toolchain, workspace: &Path, quiet: bool) -> Result<[PathBuf; 2], Error> {
     let source = workspace.join("onacc-ebpf");
     let target = bpf_target(&arch_endian());
     let target_dir = target_dir(workspace).join("ebpf");

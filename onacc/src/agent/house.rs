@@ -10,6 +10,7 @@ use std::os::fd::AsFd as _;
 use std::time::Duration;
 
 use nix::poll::PollFlags;
+use onacc_common::filter::Filesystem;
 
 use super::clamds::say_pipeline;
 use super::reload::House;
@@ -18,10 +19,11 @@ use crate::coverage::filesystems::NewFilesystem;
 use crate::coverage::keeper::KeeperMessage;
 use crate::coverage::kind::Kind;
 use crate::coverage::paths::{RealPaths, Tell};
-use crate::intake::opens_can_block;
+use crate::intake::{FeedMessage, is_keyed, opens_can_block};
 use crate::kernel::accounts::AccountWatch;
 use crate::kernel::daemon::Readiness;
 use crate::kernel::database::DatabaseWatch;
+use crate::kernel::file::FilesystemKind;
 use crate::kernel::mounts::{self, MountTable};
 use crate::kernel::signals::{Request, Signals};
 use crate::kernel::wake::sleep;
@@ -54,7 +56,8 @@ impl Agent {
             });
         }
         for filesystem in changes.new {
-            self.keeper.send(KeeperMessage::Watch(filesystem.dev));
+            let what = filter_bits(&filesystem);
+            self.keeper.send(KeeperMessage::Watch(filesystem.dev, what));
             if self.kind == Kind::Filesystem {
                 self.mark_one(&filesystem, table);
             } else {
@@ -96,7 +99,25 @@ impl Agent {
             .send(KeeperMessage::Policy(Arc::clone(&self.policy)));
         self.prescans
             .send(PrescanMessage::Policy(Arc::clone(&self.policy)));
+        if let Some(feed) = &self.feed {
+            feed.send(FeedMessage::Policy(Arc::clone(&self.policy)));
+        }
         self.lanes.set_policy(&self.policy);
+        self.tell_filter();
+    }
+
+    /// The eBPF programs filter by the same settings. Where that fails, the
+    /// agent drops by itself what they did not.
+    pub(super) fn tell_filter(&self) {
+        let Some(controls) = &self.controls else {
+            return;
+        };
+        let told = controls
+            .exclude(&self.policy.excluded_uids)
+            .and_then(|()| controls.set_max_file_size(self.policy.largest_file()));
+        if let Err(error) = told {
+            tracing::warn!("onacc: eBPF filter: {error}; the agent filters by itself");
+        }
     }
 
     /// The main thread's loop: signals, mounts, accounts.
@@ -254,6 +275,21 @@ impl Agent {
             });
         }
     }
+}
+
+/// What the eBPF programs must know of a filesystem.
+fn filter_bits(filesystem: &NewFilesystem) -> Filesystem {
+    let keyed = if is_keyed(&filesystem.mount.kind) {
+        Filesystem::KEYED
+    } else {
+        0
+    };
+    let true_sizes = if filesystem.kind == FilesystemKind::Foreign {
+        0
+    } else {
+        Filesystem::TRUE_SIZES
+    };
+    Filesystem(keyed | true_sizes)
 }
 
 fn place_of(filesystem: &NewFilesystem) -> String {

@@ -11,15 +11,19 @@ use std::time::{Duration, Instant};
 
 use nix::poll::PollFlags;
 
-use super::clean_marks::{Clean, CleanMarks};
+use onacc_common::DirKey;
+use onacc_common::filter::Filesystem;
+
+use super::clean_marks::{Clean, CleanMarks, MarkWorld as _};
 use super::kernel_marks::KernelMarks;
 use super::outside::OutsideMarks;
 use crate::kernel::bpf::FilterPlane;
 use crate::kernel::fanotify::{EventFile, Group, WriterProbe};
+use crate::kernel::file::{self, FileStat};
 use crate::kernel::wake::{Mailbox, sleep};
 use crate::observe::counters::Counters;
 use crate::observe::heartbeat::Heartbeat;
-use crate::policy::{Policy, VerdictCache};
+use crate::policy::{Policy, VerdictCache, stamps};
 
 /// Inodes that can carry a clean mark at a time; memory is used for those that do.
 pub const MARKS: u32 = 65_536;
@@ -30,17 +34,34 @@ const NAP: Duration = Duration::from_millis(5);
 /// A file that was found clean.
 pub type CleanFile = Clean<EventFile>;
 
+/// A file that was found to be infected.
+#[derive(Debug)]
+pub struct InfectedFile {
+    /// The event's own fd.
+    pub file: EventFile,
+    /// What it was before the scan, and not young then.
+    pub stat: FileStat,
+    /// The signature's name.
+    pub signature: Arc<str>,
+    /// The signature database that it was scanned with.
+    pub generation: u64,
+}
+
 /// What the keeper is told.
 #[derive(Debug)]
 pub enum KeeperMessage {
     /// A clean file that had no writers when its scan began.
     Clean(CleanFile),
-    /// Watch the stores on this filesystem; comes before any clean file of it.
-    Watch(u32),
+    /// Watch the stores (and opens) on this filesystem; comes before any clean
+    /// file of it.
+    Watch(u32, Filesystem),
+    /// A file that was found to be infected.
+    Infected(InfectedFile),
     /// Scope or mounts have changed.
     Policy(Arc<Policy>),
-    /// A file in this directory was opened, out of scope.
-    Outside(Vec<u8>),
+    /// A file in this directory was opened, out of scope; with the directory's
+    /// identity where eBPF told of it.
+    Outside(Vec<u8>, Option<DirKey>),
     /// All marks must go, for the given reason.
     Flush(&'static str),
     /// End.
@@ -116,10 +137,11 @@ impl Keeper {
                         self.placing = true;
                         self.marks.place(&clean);
                     }
-                    KeeperMessage::Watch(dev) => self.watch(dev),
+                    KeeperMessage::Watch(dev, what) => self.watch(dev, what),
+                    KeeperMessage::Infected(infected) => self.refuse(&infected),
                     KeeperMessage::Policy(policy) => self.follow(policy),
-                    KeeperMessage::Outside(directory) => self.learn(&directory),
-                    KeeperMessage::Flush(why) => self.marks.flush(why),
+                    KeeperMessage::Outside(directory, told) => self.learn(&directory, told),
+                    KeeperMessage::Flush(why) => self.flush(why),
                     KeeperMessage::Stop => return,
                 }
                 // A mark that must go is more urgent than a new one.
@@ -137,28 +159,68 @@ impl Keeper {
         let changed = *policy.scope != *world.policy.scope || *policy.rules != *world.policy.rules;
         world.policy = policy;
         if changed {
-            self.marks.flush("the scope has changed");
+            self.flush("the scope has changed");
         }
     }
 
-    fn learn(&mut self, directory: &[u8]) {
-        let world = self.marks.world();
-        if let Some(outside) = &self.outside
-            && outside.learn(&world.group, &world.policy, directory)
-        {
+    fn learn(&mut self, path: &[u8], told: Option<DirKey>) {
+        let Some(outside) = &self.outside else { return };
+        let world = self.marks.world_mut();
+        let (group, plane) = (&world.group, &mut world.plane);
+        let learned = outside.learn(&world.policy, path, |directory| match told {
+            None => group.ignore_directory(directory).is_ok(),
+            Some(key) => {
+                file::stat(directory).is_ok_and(|stat| stat.key == key.key)
+                    && plane
+                        .as_mut()
+                        .is_some_and(|plane| plane.ignore_directory(key).is_ok())
+            }
+        });
+        if learned {
             self.counters.directories_ignored.up();
+        }
+    }
+
+    /// Has the kernel refuse a file, if the tier can, while it is what was scanned.
+    fn refuse(&mut self, infected: &InfectedFile) {
+        let world = self.marks.world_mut();
+        let file = infected.file.as_fd();
+        let holds = world.generation() == infected.generation
+            && file::stat(file).is_ok_and(|now| stamps::same_version(&now, &infected.stat));
+        let Some(plane) = world.plane.as_mut().filter(|_| holds) else {
+            return;
+        };
+        match plane.refuse(file, infected.stat.changed, &infected.signature) {
+            Ok(true) => self.counters.refused_in_kernel.up(),
+            Ok(false) => {}
+            Err(error) => tracing::debug!("onacc: not refused in the kernel: {error}"),
+        }
+    }
+
+    /// Nothing that was known of files and directories holds any more.
+    fn flush(&mut self, why: &str) {
+        self.marks.flush(why);
+        if let Some(plane) = &mut self.marks.world_mut().plane
+            && let Err(error) = plane
+                .forget_directories()
+                .and_then(|()| plane.forget_infected())
+        {
+            crate::kernel::process::die(&format!("eBPF epochs cannot be set: {error}"));
+        }
+        if let Some(outside) = &self.outside {
+            outside.forget();
         }
     }
 
     fn take_moves(&mut self) {
         if self.outside.as_ref().is_some_and(OutsideMarks::moved) {
-            self.marks.flush("a directory out of scope was moved");
+            self.flush("a directory out of scope was moved");
         }
     }
 
-    fn watch(&mut self, dev: u32) {
+    fn watch(&mut self, dev: u32, what: Filesystem) {
         if let Some(plane) = &mut self.marks.world_mut().plane
-            && let Err(error) = plane.watch(dev)
+            && let Err(error) = plane.watch(dev, what)
         {
             tracing::error!("onacc: eBPF cannot watch a further filesystem: {error}");
             crate::kernel::process::die("a filesystem's stores would not be seen");

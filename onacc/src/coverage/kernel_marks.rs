@@ -37,6 +37,10 @@ pub struct KernelMarks {
 }
 
 impl KernelMarks {
+    fn tells_opens(&self) -> bool {
+        self.plane.as_ref().is_some_and(FilterPlane::tells_opens)
+    }
+
     /// What becomes readable when records wait.
     pub fn records(&self) -> Option<BorrowedFd<'_>> {
         self.plane.as_ref().map(|plane| plane.as_fd())
@@ -97,6 +101,10 @@ impl MarkWorld for KernelMarks {
     }
 
     fn ignore(&self, file: &EventFile) -> bool {
+        if self.tells_opens() {
+            // The programs drop opens of the inodes that are armed.
+            return true;
+        }
         let placed = self.group.ignore_inode(file.as_fd());
         if let Err(error) = &placed {
             tracing::debug!("onacc: no clean mark: {error}");
@@ -105,6 +113,9 @@ impl MarkWorld for KernelMarks {
     }
 
     fn unignore(&self, file: &EventFile) -> bool {
+        if self.tells_opens() {
+            return true;
+        }
         matches!(
             self.group.unignore_inode(file.as_fd()),
             Ok(()) | Err(MarkError::Absent)
@@ -113,6 +124,9 @@ impl MarkWorld for KernelMarks {
 
     fn unignore_by_handle(&self, key: InodeKey, handle: &FileHandle) -> Result<(), SyscallError> {
         self.heartbeat.beat();
+        if self.tells_opens() {
+            return Ok(());
+        }
         let mounts = &self.policy.mounts;
         let Some(directory) = open_directory(mounts, key.dev) else {
             return if mounts.iter().any(|mount| mount.dev == key.dev) {

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use nix::fcntl::{OFlag, open, openat};
 use nix::sys::stat::Mode;
 
-use crate::kernel::fanotify::{Group, MoveWatch};
+use crate::kernel::fanotify::MoveWatch;
 use crate::kernel::file;
 use crate::policy::Policy;
 
@@ -24,17 +24,43 @@ const MAX_DEPTH: usize = 256;
 #[derive(Debug)]
 pub struct OutsideMarks {
     moves: MoveWatch,
+    /// The watches must outlive the inodes in memory: what is ignored is not
+    /// ignored by a mark on the inode, but by its number.
+    pinned: bool,
 }
 
 impl OutsideMarks {
     /// None yet.
     pub fn new(moves: MoveWatch) -> Self {
-        Self { moves }
+        Self {
+            moves,
+            pinned: false,
+        }
     }
 
-    /// Ignores the directory at `path` if it is out of scope, and nothing
-    /// directly in it is named by the settings. Whether it did.
-    pub fn learn(&self, group: &Group, policy: &Arc<Policy>, path: &[u8]) -> bool {
+    /// As [`OutsideMarks::new`], for directories that are ignored by number.
+    #[must_use]
+    pub fn pinned(self, pinned: bool) -> Self {
+        Self { pinned, ..self }
+    }
+
+    /// Nothing is ignored any more, so that nothing need be watched.
+    pub fn forget(&self) {
+        if self.pinned
+            && let Err(error) = self.moves.flush()
+        {
+            tracing::debug!("onacc: {error}");
+        }
+    }
+
+    /// Has the directory at `path` ignored (by `ignore`) if it is out of scope,
+    /// and nothing directly in it is named by the settings. Whether it was.
+    pub fn learn(
+        &self,
+        policy: &Arc<Policy>,
+        path: &[u8],
+        ignore: impl FnOnce(BorrowedFd<'_>) -> bool,
+    ) -> bool {
         use std::os::unix::ffi::OsStrExt as _;
         let path = Path::new(std::ffi::OsStr::from_bytes(path));
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
@@ -45,7 +71,7 @@ impl OutsideMarks {
             return false;
         }
         // A move since is reported; one before shows here.
-        is_outside(policy, directory.as_fd()) && group.ignore_directory(directory.as_fd()).is_ok()
+        is_outside(policy, directory.as_fd()) && ignore(directory.as_fd())
     }
 
     /// Watches the directory and all above it, each before its parent is looked
@@ -58,7 +84,8 @@ impl OutsideMarks {
         for _ in 0..MAX_DEPTH {
             // Placed again each time: an evictable watch goes with its inode. It
             // cannot go while an inode below, with its ignore mark, is in memory.
-            self.moves.watch(here.as_fd()).ok()?;
+            // (Where that is no mark, the watch is pinned.)
+            self.moves.watch(here.as_fd(), self.pinned).ok()?;
             let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
             let parent = openat(&here, "..", flags, Mode::empty()).ok()?;
             let above = file::stat(parent.as_fd()).ok()?;

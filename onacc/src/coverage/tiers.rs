@@ -3,10 +3,14 @@
 //! Each line begins with `onacc: tier:` and says what it means. Must not: look
 //! at a version number of the kernel.
 
+use onacc_common::wants;
+
 use super::keeper::MARKS;
+use super::kind::Kind;
 use super::outside::OutsideMarks;
+use crate::config::Settings;
 use crate::config::modes::{BpfMode, MarksMode};
-use crate::kernel::bpf::{BpfError, FilterPlane};
+use crate::kernel::bpf::{self, BpfError, Loaded, OpenTier, Request};
 use crate::kernel::fanotify::{MoveWatch, ProbedFeatures};
 
 const WITHOUT_BPF: &str = "no kernel marks on files that anyone could map for writing; a repeat open of a clean file is an event, answered from memory where the file's stamps tell every change";
@@ -58,23 +62,54 @@ pub fn outside_marks(features: ProbedFeatures) -> Option<OutsideMarks> {
     }
 }
 
+/// What the settings in force need of the hooks on opens.
+pub fn wants(settings: &Settings, kind: Kind) -> u32 {
+    let triggers = settings.triggers;
+    if !settings.prevention {
+        // The other kinds of coverage see what their marks see, no more.
+        return match (kind, triggers.open, triggers.exec) {
+            (Kind::Filesystem, true, _) => wants::OPENS,
+            (Kind::Filesystem, false, true) => wants::OPENS | wants::EXECUTIONS_ALONE,
+            _ => 0,
+        };
+    }
+    let excludes = !(settings.excluded_uids.is_empty() && settings.excluded_names.is_empty());
+    let tags = if excludes { wants::TAGS } else { 0 };
+    // The programs refuse whoever opens: they know neither the trigger "exec"
+    // alone nor exclusions by program and control group.
+    let plain = triggers.open
+        && settings.exclusions.executables.is_empty()
+        && settings.exclusions.cgroups.is_empty();
+    let deny = if plain { wants::DENY } else { 0 };
+    deny | wants::WRITES | tags
+}
+
 /// Loads the eBPF programs, as far as `mode` wants and the kernel grants it.
 ///
 /// # Errors
 /// A refusal, under [`BpfMode::Require`].
-pub fn load_filter_plane(mode: BpfMode) -> Result<Option<FilterPlane>, BpfError> {
+pub fn load_filter_plane(
+    mode: BpfMode,
+    (wants, excluded): (u32, usize),
+) -> Result<Option<Loaded>, BpfError> {
     if mode == BpfMode::Off {
         tracing::info!("onacc: tier: eBPF: off (--bpf=off): {WITHOUT_BPF}");
         return Ok(None);
     }
-    let loaded = FilterPlane::load(MARKS);
+    let loaded = bpf::load(&Request {
+        capacity: MARKS,
+        wants,
+        // Room for those that a reload brings.
+        excluded: u32::try_from(excluded * 2).unwrap_or(u32::MAX).max(4096),
+    });
     crate::kernel::process::give_back_memory();
     match loaded {
-        Ok(plane) => {
+        Ok(loaded) => {
             tracing::info!(
-                "onacc: tier: eBPF: tracepoint: tp_btf/writeback_mark_inode_dirty is attached, offsets from the running kernel's BTF; this version has no use for LSM or fentry hooks"
+                "onacc: tier: eBPF: tracepoint: tp_btf/writeback_mark_inode_dirty is attached, offsets from the running kernel's BTF"
             );
-            Ok(Some(plane))
+            say_opens(&loaded, wants);
+            Ok(Some(loaded))
         }
         Err(error) if mode == BpfMode::Require => Err(error),
         Err(error) => {
@@ -88,5 +123,36 @@ pub fn load_filter_plane(mode: BpfMode) -> Result<Option<FilterPlane>, BpfError>
             );
             Ok(None)
         }
+    }
+}
+
+/// Says which hooks on opens are in force, and what that means.
+fn say_opens(loaded: &Loaded, wanted: u32) {
+    if wanted == 0 {
+        return;
+    }
+    let notify = wanted & wants::OPENS != 0;
+    let meaning = match (loaded.tier, notify) {
+        (Some(OpenTier::Lsm), false) => {
+            "infected files are refused in the kernel, opens for writing end clean marks"
+        }
+        (Some(OpenTier::Fentry), false) => {
+            "opens for writing end clean marks; infected files are refused by fanotify"
+        }
+        (Some(OpenTier::Lsm | OpenTier::Fentry), true) => {
+            "opens are told by eBPF, filtered in the kernel; fanotify tells of closes after writing alone"
+        }
+        (Some(OpenTier::Tracepoint), _) => {
+            "opens are told by eBPF, filtered in the kernel; not seen: opens by io_uring, by 32-bit programs, and by the kernel itself (the loader of a program)"
+        }
+        (None, false) => "infected files are refused by fanotify; identities come from /proc",
+        (None, true) => "opens are told by fanotify; who has ended by then is not excluded by uid",
+    };
+    let tier = loaded
+        .tier
+        .map_or("no hook".to_owned(), |tier| tier.to_string());
+    tracing::info!("onacc: tier: opens: {tier}: {meaning}");
+    for note in &loaded.notes {
+        tracing::info!("onacc: tier: opens: not in force: {note}");
     }
 }

@@ -1,13 +1,58 @@
 //! The reader: takes events in, answers what needs no scan, hands over the rest.
+//! And the feed, which does the like for opens that eBPF tells of.
 //!
-//! Must not: wait for anything but events (invariant 2): no lock that is held
+//! The reader must not: wait for anything but events (invariant 2): no lock that is held
 //! across a system call, no name service, no file, no log line.
 
 mod arrears;
+mod feed;
+mod find;
 mod lanes;
+mod place;
 mod reader;
 mod scanner;
 
+use crate::kernel::procfs::Proc;
+use crate::observe::counters::Counters;
+use crate::policy::{Policy, Unscanned};
+
+pub use feed::{Feed, FeedLinks, FeedMessage};
+pub use find::is_keyed;
 pub use lanes::{Ended, LaneError, Lanes, opens_can_block};
 pub use reader::{Control, Reader, ReaderLinks, ReaderOwn};
 pub use scanner::ScannerIdentity;
+
+fn count(counters: &Counters, reason: Unscanned) {
+    match reason {
+        Unscanned::OwnThread => counters.own_thread.up(),
+        Unscanned::Scanner => counters.scanner.up(),
+        Unscanned::ExcludedUid => counters.excluded_uid.up(),
+        Unscanned::NotRegular => counters.not_regular.up(),
+        Unscanned::OutOfScope => counters.out_of_scope.up(),
+        Unscanned::ExcludedFile => counters.excluded_file.up(),
+        Unscanned::ExcludedProcess => counters.excluded_process.up(),
+        Unscanned::TooLarge => counters.too_large.up(),
+        Unscanned::Empty => counters.empty.up(),
+    }
+}
+
+/// By program and control group. Asked for each event anew: an exec changes
+/// the one, anybody with the right to may change the other.
+fn is_excluded_process(policy: &Policy, proc: &Proc, tid: i32) -> bool {
+    let rules = &policy.rules;
+    if tid == 0 {
+        return false;
+    }
+    if rules.ask_program()
+        && let Some(program) = proc.program(tid)
+        && rules.leaves_out_program(program)
+    {
+        return true;
+    }
+    if !rules.ask_group() {
+        return false;
+    }
+    let mut buffer = [0; 8192];
+    let group = proc.control_group(tid, &mut buffer);
+    group.is_some_and(|group| rules.leaves_out_group(group))
+}

@@ -13,8 +13,10 @@ use std::time::{Duration, Instant};
 use nix::poll::PollFlags;
 
 use super::arrears::Arrears;
+use super::place::Placer;
 use super::scanner::{ScannerIdentity, Strangers};
 use crate::coverage::keeper::{CleanFile, KeeperMessage};
+use crate::kernel::bpf::Tags;
 use crate::kernel::fanotify::{
     Answer, EventFile, FdBudget, Group, PendingEvent, ReadBuffer, ReadError,
 };
@@ -58,6 +60,8 @@ pub struct ReaderLinks {
     pub verdicts: Arc<Mutex<VerdictCache>>,
     /// Who is clamd.
     pub scanner: Arc<ScannerIdentity>,
+    /// Who opened last, where eBPF tells.
+    pub tags: Option<Arc<Tags>>,
     /// Counts.
     pub counters: Arc<Counters>,
     /// What a dropped event is answered with.
@@ -84,10 +88,7 @@ pub struct Reader {
     own: ReaderOwn,
     policy: Arc<Policy>,
     strangers: Strangers,
-    path: Vec<u8>,
-    translated: Vec<u8>,
-    /// What the event at hand is answered with if it comes to no verdict.
-    on_failure: Answer,
+    placer: Placer,
     arrears: Arrears,
     /// When the event at hand may have come.
     arrived: Instant,
@@ -102,13 +103,11 @@ impl Reader {
     /// A reader that has not begun.
     pub fn new(links: ReaderLinks, own: ReaderOwn, policy: Arc<Policy>) -> Self {
         Self {
-            on_failure: links.on_failure,
             links,
             own,
             policy,
             strangers: Strangers::default(),
-            path: Vec::with_capacity(4097),
-            translated: Vec::with_capacity(4097),
+            placer: Placer::new(),
             arrears: Arrears::default(),
             arrived: Instant::now(),
             asked: HashSet::new(),
@@ -156,7 +155,7 @@ impl Reader {
         match self.judge(&event) {
             Verdict::Unscanned(reason) => {
                 event.answer(Answer::Allow);
-                self.count(reason);
+                super::count(&self.links.counters, reason);
                 match reason {
                     Unscanned::OutOfScope => self.learn_directory(),
                     Unscanned::TooLarge if self.links.tell_large => self.tell_large(&event),
@@ -172,14 +171,14 @@ impl Reader {
                 event.answer(Answer::Deny);
                 self.links.counters.known_infected.up();
                 self.links.jobs.send(Work::KnownInfected {
-                    path: self.path.clone(),
+                    path: self.placer.path.clone(),
                     links: stat.links,
                     signature,
                 });
             }
             Verdict::Scan(subject) if written => self.prescan(&event, subject.stat),
             Verdict::Scan(subject) => {
-                event.fail_with(self.on_failure);
+                event.fail_with(self.on_failure());
                 self.links.counters.scans.up();
                 self.hand_over(event, subject);
             }
@@ -193,7 +192,7 @@ impl Reader {
         let Subject { stat, beneath } = subject;
         self.links.jobs.send(Work::Scan(ScanJob {
             event,
-            path: self.path.clone(),
+            path: self.placer.path.clone(),
             stat,
             markable: beneath.is_none() && self.policy.may_mark(&stat),
             stamps_tell: beneath.is_some() || self.policy.stamps_tell(&stat),
@@ -227,9 +226,11 @@ impl Reader {
         let Ok(stat) = file::stat(file.as_fd()) else {
             return;
         };
-        if let None | Some(Unscanned::TooLarge) = self.judge_place(file.as_fd(), &stat) {
+        if let None | Some(Unscanned::TooLarge) =
+            self.placer.judge(&self.policy, file.as_fd(), &stat)
+        {
             self.links.jobs.send(Work::TooLarge {
-                path: self.path.clone(),
+                path: self.placer.path.clone(),
                 size: stat.size,
             });
         }
@@ -255,10 +256,10 @@ impl Reader {
     /// Has the kernel keep the opens of this file's directory to itself; asks
     /// once a second for each directory at most.
     fn learn_directory(&mut self) {
-        let Some(slash) = self.path.iter().rposition(|byte| *byte == b'/') else {
+        let Some(slash) = self.placer.path.iter().rposition(|byte| *byte == b'/') else {
             return;
         };
-        let directory = &self.path[..slash.max(1)];
+        let directory = &self.placer.path[..slash.max(1)];
         let now = Instant::now();
         if now.duration_since(self.asked_since) > Duration::from_secs(1) {
             self.asked.clear();
@@ -268,7 +269,7 @@ impl Reader {
         if self.asked.len() < MAX_ASKED && self.asked.insert(hash) {
             self.links
                 .keeper
-                .send(KeeperMessage::Outside(directory.to_vec()));
+                .send(KeeperMessage::Outside(directory.to_vec(), None));
         }
     }
 
@@ -281,7 +282,7 @@ impl Reader {
             return Verdict::Unscanned(Unscanned::OwnThread);
         }
         if !self.policy.excluded_uids.is_empty()
-            && let Some(reason) = self.policy.by_opener(self.own.proc.effective_uid(tid))
+            && let Some(reason) = self.policy.by_opener(self.effective_uid(tid))
         {
             return Verdict::Unscanned(reason);
         }
@@ -291,7 +292,7 @@ impl Reader {
         if let Some(reason) = self.policy.by_file(&stat) {
             return Verdict::Unscanned(reason);
         }
-        if let Some(reason) = self.judge_place(opened.as_fd(), &stat) {
+        if let Some(reason) = self.placer.judge(&self.policy, opened.as_fd(), &stat) {
             return Verdict::Unscanned(reason);
         }
         let mut subject = Subject {
@@ -306,7 +307,7 @@ impl Reader {
         if let Some(Known::Clean) = known {
             return Verdict::Known(subject, Known::Clean);
         }
-        if self.is_excluded_process(tid) {
+        if super::is_excluded_process(&self.policy, &self.own.proc, tid) {
             return Verdict::Unscanned(Unscanned::ExcludedProcess);
         }
         if let Some(known) = known {
@@ -346,87 +347,20 @@ impl Reader {
         }
     }
 
-    /// By program and control group. Asked for each event anew: an exec changes
-    /// the one, anybody with the right to may change the other.
-    fn is_excluded_process(&self, tid: i32) -> bool {
-        let rules = &self.policy.rules;
-        if tid == 0 {
-            return false;
-        }
-        if rules.ask_program()
-            && let Some(program) = self.own.proc.program(tid)
-            && rules.leaves_out_program(program)
-        {
-            return true;
-        }
-        if !rules.ask_group() {
-            return false;
-        }
-        let mut buffer = [0; 8192];
-        let group = self.own.proc.control_group(tid, &mut buffer);
-        group.is_some_and(|group| rules.leaves_out_group(group))
+    /// From the tag that the opener has left, without a system call, or from
+    /// `/proc`.
+    fn effective_uid(&self, tid: i32) -> Option<u32> {
+        let tags = self.links.tags.as_ref();
+        let tagged = tags.and_then(|tags| tags.effective_uid(tid));
+        tagged.or_else(|| self.own.proc.effective_uid(tid))
     }
 
-    /// Leaves the path in `self.path`, empty if there is none, and what is to be
-    /// done on failure in `self.on_failure`.
-    fn judge_place(&mut self, file: BorrowedFd<'_>, stat: &FileStat) -> Option<Unscanned> {
-        self.on_failure = self.links.on_failure;
-        let told = file::path_of(file, &mut self.path);
-        if told.is_none() {
-            self.path.clear();
-            return None;
-        }
-        let policy = Arc::clone(&self.policy);
-        let mount = if let Some(mount) = policy.mounts.get(stat.mount) {
-            mount
-        } else {
-            // A mount of another namespace: the path is that namespace's.
-            let mount = policy.mounts.whole(stat.key.dev)?;
-            self.translate(file, stat, mount)?;
-            mount
-        };
-        self.on_failure = if policy.denies_on_error(Some(mount), &self.path) {
+    /// What the event at hand is answered with if it comes to no verdict.
+    fn on_failure(&self) -> Answer {
+        if self.placer.denies_on_error {
             Answer::Deny
         } else {
             Answer::Allow
-        };
-        policy.by_place_on(mount, stat, &self.path)
-    }
-
-    /// Finds the path that the file has on a mount of ours. `None` if that is
-    /// not certain: with several names the kernel may tell another one.
-    fn translate(&mut self, file: BorrowedFd<'_>, stat: &FileStat, mount: &Mount) -> Option<()> {
-        if stat.links > 1 {
-            return None;
-        }
-        let handle = FileHandle::of(file).ok()?;
-        let root = file::open_cached_directory(&mount.point).ok()?;
-        let again = handle.open(root.as_fd()).ok()?;
-        let same = file::stat(again.as_fd()).ok()?;
-        if same.key != stat.key || same.mount != mount.id {
-            return None;
-        }
-        let mut path = std::mem::take(&mut self.translated);
-        let told = file::path_of(again.as_fd(), &mut path);
-        if told.is_some() {
-            std::mem::swap(&mut self.path, &mut path);
-        }
-        self.translated = path;
-        told
-    }
-
-    fn count(&self, reason: Unscanned) {
-        let counters = &self.links.counters;
-        match reason {
-            Unscanned::OwnThread => counters.own_thread.up(),
-            Unscanned::Scanner => counters.scanner.up(),
-            Unscanned::ExcludedUid => counters.excluded_uid.up(),
-            Unscanned::NotRegular => counters.not_regular.up(),
-            Unscanned::OutOfScope => counters.out_of_scope.up(),
-            Unscanned::ExcludedFile => counters.excluded_file.up(),
-            Unscanned::ExcludedProcess => counters.excluded_process.up(),
-            Unscanned::TooLarge => counters.too_large.up(),
-            Unscanned::Empty => counters.empty.up(),
         }
     }
 

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::config::servers::MOST_SERVERS;
+use crate::kernel::bpf::Controls;
 use crate::kernel::procfs::Proc;
 
 /// For how long a thread that is no descendant of clamd is not looked at again.
@@ -29,30 +30,49 @@ pub struct ScannerIdentity {
     /// Changes whenever one of them does.
     epoch: AtomicU32,
     proc: Proc,
+    /// The eBPF programs drop clamd's opens, too.
+    controls: Option<Controls>,
 }
 
 impl ScannerIdentity {
     /// Nobody is known yet.
-    pub fn new(proc: Proc) -> Self {
+    pub fn new(proc: Proc, controls: Option<Controls>) -> Self {
         Self {
             pids: [const { AtomicI32::new(0) }; MOST_SERVERS],
             epoch: AtomicU32::new(0),
             proc,
+            controls,
         }
     }
 
     /// This process answers for that server.
     pub fn learn(&self, server: usize, pid: i32) {
-        if let Some(known) = self.pids.get(server)
-            && known.swap(pid, Ordering::AcqRel) != pid
-        {
-            self.epoch.fetch_add(1, Ordering::AcqRel);
+        if let Some(known) = self.pids.get(server) {
+            let old = known.swap(pid, Ordering::AcqRel);
+            if old != pid {
+                self.epoch.fetch_add(1, Ordering::AcqRel);
+                self.tell_filter(old, pid);
+            }
         }
     }
 
     /// The session is over: the id may soon be somebody else's.
     pub fn forget(&self, server: usize) {
         self.learn(server, 0);
+    }
+
+    fn tell_filter(&self, old: i32, new: i32) {
+        let Some(controls) = &self.controls else {
+            return;
+        };
+        let known = |pid: i32| u32::try_from(pid).ok().filter(|pid| *pid != 0);
+        let gone = known(old)
+            .filter(|_| !self.is_one(old))
+            .map_or(Ok(()), |old| controls.no_longer_exempt(old));
+        let told = known(new).map_or(Ok(()), |new| controls.exempt(new));
+        if let Err(error) = gone.and(told) {
+            tracing::debug!("onacc: eBPF map of exempt processes: {error}");
+        }
     }
 
     fn is_one(&self, pid: i32) -> bool {

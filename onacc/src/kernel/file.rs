@@ -226,6 +226,40 @@ pub fn open_cached_directory(path: &std::path::Path) -> Result<OwnedFd, SyscallE
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Opens, as `O_PATH`, what has this path below `root`: on the same mount, by
+/// no symlink, without following a last one.
+///
+/// # Errors
+/// A failed `openat2(2)`; `EXDEV` if something else is mounted above it.
+pub fn open_below(root: BorrowedFd<'_>, path: &[u8]) -> Result<OwnedFd, SyscallError> {
+    let error = |source| SyscallError {
+        call: "openat2(RESOLVE_BENEATH)",
+        source,
+    };
+    let path =
+        std::ffi::CString::new(path).map_err(|_| error(std::io::ErrorKind::InvalidInput.into()))?;
+    // SAFETY: `open_how` consists of integers, for which zero is a valid value.
+    let mut how: libc::open_how = unsafe { std::mem::zeroed() };
+    let flags = libc::O_PATH | libc::O_NOFOLLOW | libc::O_CLOEXEC;
+    how.flags = u64::from(flags.cast_unsigned());
+    how.resolve = libc::RESOLVE_BENEATH | libc::RESOLVE_NO_XDEV | libc::RESOLVE_NO_SYMLINKS;
+    // SAFETY: path and structure live until after the call, the size is true.
+    let fd = unsafe {
+        libc::syscall(
+            libc::SYS_openat2,
+            root.as_raw_fd(),
+            path.as_ptr(),
+            &raw const how,
+            size_of_val(&how),
+        )
+    };
+    let Ok(fd @ 0..) = i32::try_from(fd) else {
+        return Err(error(std::io::Error::last_os_error()));
+    };
+    // SAFETY: the kernel just gave this fd to us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
 /// Opens a file again, for reading, from an fd that may be `O_PATH`. Does not
 /// block on anything and does not touch the atime.
 ///

@@ -63,6 +63,30 @@ impl FileHandle {
         Some(handle)
     }
 
+    /// The handle of an inode by its number and generation, in the form of its
+    /// filesystem. `None` for filesystems whose form is not known here.
+    pub fn of_inode(filesystem: &str, inode: u64, generation: u32) -> Option<Self> {
+        /// `FILEID_INO32_GEN` (include/linux/exportfs.h)
+        const INO32_GEN: i32 = 1;
+        /// That with `XFS_FILEID_TYPE_64FLAG` (`fs/xfs/xfs_export.h`)
+        const XFS_INO64_GEN: i32 = 0x81;
+        let [generation, low, high] = [
+            generation,
+            u32::try_from(inode & u64::from(u32::MAX)).ok()?,
+            u32::try_from(inode >> 32).ok()?,
+        ]
+        .map(u32::to_ne_bytes);
+        match filesystem {
+            "ext2" | "ext3" | "ext4" if high == [0; 4] => {
+                Self::from_parts(INO32_GEN, &[low, generation].concat())
+            }
+            "xfs" => Self::from_parts(XFS_INO64_GEN, &[low, high, generation].concat()),
+            // mm/shmem.c, shmem_encode_fh
+            "tmpfs" => Self::from_parts(INO32_GEN, &[generation, low, high].concat()),
+            _ => None,
+        }
+    }
+
     /// Opens the inode again as `O_PATH`, which raises no event. `on` is any
     /// open fd (not `O_PATH`) on the same filesystem.
     ///

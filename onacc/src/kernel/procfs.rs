@@ -144,6 +144,36 @@ impl Proc {
         parse_control_group(&buffer[..got])
     }
 
+    /// The text of `mountinfo` as a thread sees it; `None` if it is gone.
+    pub fn mounts_of(&self, tid: i32) -> Option<Vec<u8>> {
+        std::fs::read(format!("/proc/{tid}/mountinfo")).ok()
+    }
+
+    /// What a thread has open, and its program: each as an `O_PATH` fd, one
+    /// after the other, `most` at most.
+    pub fn open_files(&self, tid: i32, most: usize) -> impl Iterator<Item = OwnedFd> + use<> {
+        let names = std::fs::read_dir(format!("/proc/{tid}/fd")).ok();
+        let paths = names
+            .into_iter()
+            .flatten()
+            .filter_map(Result::ok)
+            .map(|entry| entry.path())
+            .take(most)
+            .chain([std::path::PathBuf::from(format!("/proc/{tid}/exe"))]);
+        paths.filter_map(|path| {
+            let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
+            nix::fcntl::open(&path, flags, Mode::empty()).ok()
+        })
+    }
+
+    /// Opens a path, as `O_PATH`, below the root of a thread.
+    pub fn open_in(&self, tid: i32, path: &std::path::Path) -> Option<OwnedFd> {
+        let below = path.strip_prefix("/").ok()?;
+        let whole = std::path::PathBuf::from(format!("/proc/{tid}/root")).join(below);
+        let flags = OFlag::O_PATH | OFlag::O_CLOEXEC | OFlag::O_DIRECTORY;
+        nix::fcntl::open(&whole, flags, Mode::empty()).ok()
+    }
+
     /// Parent and start time of a thread; `None` if it is gone.
     pub fn thread_stat(&self, tid: i32) -> Option<ThreadStat> {
         let mut name = [0u8; 32];

@@ -111,6 +111,19 @@ counters! {
     taken_back,
     /// Times that the reader found no room in the fd budget.
     budget_waits,
+    /// Opens that eBPF told of.
+    told_opens,
+    /// Of those, files that could not be found any more: gone, replaced, or in a
+    /// place that cannot be reached.
+    told_not_found,
+    /// Opens for which the ring buffer had no room, looked at afterwards.
+    told_caught_up,
+    /// Opens that nobody looked at: there was no room for them at all.
+    told_lost,
+    /// Infected files that the kernel was told to refuse (BPF LSM).
+    refused_in_kernel,
+    /// Opens and mappings that the kernel refused by itself.
+    denied_in_kernel,
     /// Signature databases seen after the first.
     generations,
     /// Directories out of scope that the kernel was told to ignore.

@@ -108,13 +108,18 @@ impl Policy {
         kind.copied().unwrap_or(FilesystemKind::Foreign)
     }
 
+    /// No larger file is scanned, whatever its path; bytes.
+    pub fn largest_file(&self) -> u64 {
+        self.max_file_size.max(self.scope.largest_limit())
+    }
+
     /// By what the file is. A size of 0 means that there is nothing to scan
     /// where the filesystem keeps its bytes here (procfs, FUSE: not so).
     pub fn by_file(&self, stat: &FileStat) -> Option<Unscanned> {
         let sizes_are_true = self.kind(stat) != FilesystemKind::Foreign;
         if !stat.regular {
             Some(Unscanned::NotRegular)
-        } else if stat.size > self.max_file_size.max(self.scope.largest_limit()) {
+        } else if stat.size > self.largest_file() {
             Some(Unscanned::TooLarge)
         } else if stat.size == 0 && sizes_are_true {
             Some(Unscanned::Empty)

@@ -5,7 +5,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use crate::coverage::keeper::{CleanFile, KeeperMessage};
+use crate::coverage::keeper::{CleanFile, InfectedFile, KeeperMessage};
 use crate::kernel::fanotify::Answer;
 use crate::kernel::wake::Mailbox;
 use crate::respond::report::{self, Failure, FailureLines};
@@ -14,6 +14,8 @@ use crate::respond::report::{self, Failure, FailureLines};
 pub enum After {
     /// A clean file for the keeper.
     Clean(CleanFile),
+    /// An infected file for the keeper.
+    Refuse(InfectedFile),
     /// A verdict to report.
     Infected {
         /// The paths that its openers used.
@@ -70,6 +72,7 @@ impl Aftermath {
         while let Some(after) = self.list.pop_front() {
             match after {
                 After::Clean(clean) => keeper.send(KeeperMessage::Clean(clean)),
+                After::Refuse(infected) => keeper.send(KeeperMessage::Infected(infected)),
                 After::Infected {
                     paths,
                     links,

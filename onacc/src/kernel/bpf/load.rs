@@ -30,7 +30,7 @@ static TRACING_OBJECT: &[u8] = aya::include_bytes_aligned!(env!("ONACC_EBPF_OBJE
 static LSM_OBJECT: &[u8] = aya::include_bytes_aligned!(env!("ONACC_LSM_OBJECT"));
 
 const BTF_FILE: &str = "/sys/kernel/btf/vmlinux";
-/// `PROC_PID_INIT_INO` (include/linux/proc_ns.h): the first pid namespace.
+/// `PROC_PID_INIT_INO` (`include/linux/proc_ns.h`): the first pid namespace.
 const FIRST_PID_NAMESPACE: &str = "pid:[4026531836]";
 /// Ring buffer where all opens are told, and where only refusals are.
 const OPENS_RING: u32 = 8 << 20;
@@ -63,9 +63,11 @@ impl OpenTier {
     /// What of `wants` its hooks can do.
     pub const fn can(self) -> u32 {
         match self {
-            Self::Lsm => wants::OPENS | wants::TAGS | wants::DENY | wants::WRITES,
-            Self::Fentry => wants::OPENS | wants::TAGS | wants::WRITES,
-            Self::Tracepoint => wants::OPENS,
+            Self::Lsm => {
+                wants::OPENS | wants::EXECUTIONS_ALONE | wants::TAGS | wants::DENY | wants::WRITES
+            }
+            Self::Fentry => wants::OPENS | wants::EXECUTIONS_ALONE | wants::TAGS | wants::WRITES,
+            Self::Tracepoint => wants::OPENS | wants::EXECUTIONS_ALONE,
         }
     }
 
@@ -77,17 +79,29 @@ impl OpenTier {
     }
 
     fn hooks(self, wanted: u32) -> Vec<Hook> {
-        match self {
-            Self::Lsm if wanted & wants::DENY != 0 => {
-                vec![Hook::Lsm("file_open"), Hook::Lsm("mmap_file")]
-            }
-            Self::Lsm => vec![Hook::Lsm("file_open")],
-            Self::Fentry => vec![Hook::Fentry("file_opened", "security_file_open")],
-            Self::Tracepoint => vec![
-                Hook::TpBtf("syscall_ended", "sys_exit"),
-                Hook::TpBtf("process_executed", "sched_process_exec"),
+        let told = wanted & wants::OPENS != 0;
+        let noted = wanted & (wants::TAGS | wants::DENY | wants::WRITES) != 0;
+        let denied = wanted & wants::DENY != 0;
+        let hooks = match self {
+            Self::Lsm => [
+                (told, Hook::Lsm("file_told", "file_open")),
+                (noted, Hook::Lsm("file_judged", "file_open")),
+                (denied, Hook::Lsm("mmap_file", "mmap_file")),
+            ]
+            .to_vec(),
+            Self::Fentry => vec![
+                (told, Hook::Fentry("file_told", "security_file_open")),
+                (noted, Hook::Fentry("file_noted", "security_file_open")),
             ],
-        }
+            Self::Tracepoint => vec![
+                (told, Hook::TpBtf("syscall_ended", "sys_exit")),
+                (told, Hook::TpBtf("process_executed", "sched_process_exec")),
+            ],
+        };
+        hooks
+            .into_iter()
+            .filter_map(|(needed, hook)| needed.then_some(hook))
+            .collect()
     }
 }
 
@@ -104,7 +118,7 @@ impl fmt::Display for OpenTier {
 /// One program and where it is attached.
 #[derive(Clone, Copy, Debug)]
 enum Hook {
-    Lsm(&'static str),
+    Lsm(&'static str, &'static str),
     Fentry(&'static str, &'static str),
     TpBtf(&'static str, &'static str),
 }
@@ -114,13 +128,13 @@ const DIRTIED: Hook = Hook::TpBtf("inode_dirtied", "writeback_mark_inode_dirty")
 impl Hook {
     fn program(self) -> &'static str {
         match self {
-            Self::Lsm(name) | Self::Fentry(name, _) | Self::TpBtf(name, _) => name,
+            Self::Lsm(name, _) | Self::Fentry(name, _) | Self::TpBtf(name, _) => name,
         }
     }
 
     fn name(self) -> String {
         match self {
-            Self::Lsm(hook) => format!("lsm/{hook}"),
+            Self::Lsm(_, hook) => format!("lsm/{hook}"),
             Self::Fentry(_, hook) => format!("fentry/{hook}"),
             Self::TpBtf(_, hook) => format!("tp_btf/{hook}"),
         }
@@ -131,7 +145,7 @@ impl Hook {
             .program_mut(self.program())
             .expect("the object built with this agent has this program");
         let result = match self {
-            Self::Lsm(hook) => {
+            Self::Lsm(_, hook) => {
                 <&mut Lsm>::try_from(program).and_then(|program| program.load(hook, btf))
             }
             Self::Fentry(_, hook) => {
@@ -149,7 +163,7 @@ impl Hook {
             .program_mut(self.program())
             .expect("the object built with this agent has this program");
         let result: Result<(), ProgramError> = match self {
-            Self::Lsm(_) => {
+            Self::Lsm(..) => {
                 <&mut Lsm>::try_from(program).and_then(|program| program.attach().map(drop))
             }
             Self::Fentry(..) => {
@@ -201,7 +215,14 @@ pub fn load(request: &Request) -> Result<Loaded, BpfError> {
         }
         match attempt(request, (Some(tier), wanted), &offsets, &btf) {
             Ok(loaded) => return Ok(Loaded { notes, ..loaded }),
-            Err(error) => notes.push(format!("{tier}: {error}")),
+            Err(error) => {
+                if let BpfError::Refused { log, .. } = &error
+                    && !log.is_empty()
+                {
+                    tracing::debug!("onacc: {tier}: the verifier's words:\n{log}");
+                }
+                notes.push(format!("{tier}: {error}"));
+            }
         }
     }
     let loaded = attempt(request, (None, 0), &offsets, &btf)?;
@@ -287,14 +308,14 @@ fn attempt(
     for hook in &hooks {
         hook.load(&mut programs, btf)?;
     }
-    let mut loaded = parts(programs, (tier, wanted))?;
+    let mut all = parts(programs, (tier, wanted))?;
     for hook in &hooks {
-        hook.attach(&mut loaded.plane.programs)?;
+        hook.attach(&mut all.plane.programs)?;
     }
     if tier.is_some() {
-        sees_an_open(loaded.plane.counters())?;
+        sees_an_open(all.plane.counters())?;
     }
-    Ok(loaded)
+    Ok(all)
 }
 
 /// The self-test: an open of our own must be counted.

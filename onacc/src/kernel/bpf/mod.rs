@@ -276,7 +276,11 @@ impl BpfError {
         while let Some(error) = next {
             let text = error.to_string();
             let mut lines = text.lines();
-            let line = lines.next().unwrap_or_default().trim_end_matches(':');
+            let line = lines.next().unwrap_or_default();
+            // aya puts the verifier's words behind this; those are `log`.
+            let (line, words) = line.split_once(". Verifier output:").unwrap_or((line, ""));
+            let line = line.trim_end_matches(':');
+            log.push_str(words.trim());
             if !why.contains(line) {
                 if !why.is_empty() {
                     why.push_str(": ");
@@ -294,92 +298,4 @@ impl BpfError {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::kernel::file;
-    use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
-    use std::time::{Duration, Instant};
-
-    const MARKS_ALONE: Request = Request {
-        capacity: 16,
-        wants: 0,
-        excluded: 0,
-    };
-
-    /// A store through a shared mapping into a file of an ext filesystem must
-    /// be reported, once; reading it must not. Watches, but marks nothing.
-    #[test]
-    fn a_store_through_a_shared_mapping_is_reported_and_a_read_is_not() {
-        let file = tempfile::NamedTempFile::new_in("/var/tmp").unwrap();
-        std::fs::write(file.path(), vec![b'.'; 8192]).unwrap();
-        let fd = file.as_file().as_fd();
-        if file::filesystem_kind(fd).unwrap() != file::FilesystemKind::Ext {
-            println!("SKIPPED: /var/tmp is not on an ext filesystem");
-            return;
-        }
-        let mut plane = match load(&MARKS_ALONE).map(|loaded| loaded.plane) {
-            Ok(plane) => plane,
-            Err(error) => {
-                assert_ne!(nix::unistd::geteuid().as_raw(), 0, "{error}");
-                println!("SKIPPED: {error}");
-                return;
-            }
-        };
-        std::thread::sleep(Duration::from_millis(60));
-        let stat = file::stat(fd).unwrap();
-        plane.watch(stat.key.dev, Filesystem(0)).unwrap();
-        let entry = CachedInode {
-            changed: stat.changed,
-            serial: 7,
-            reported: 0,
-        };
-        plane.arm(stat.key, entry).unwrap();
-        std::fs::read(file.path()).unwrap();
-        assert_eq!(plane.next_record(), None);
-        let length = std::num::NonZeroUsize::new(8192).unwrap();
-        let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        // SAFETY: a fresh mapping at an address that the kernel chooses, of a
-        // file of this length; it is written inside its bounds and unmapped once.
-        unsafe {
-            let at = mmap(None, length, prot, MapFlags::MAP_SHARED, fd, 0).unwrap();
-            at.cast::<u8>().as_ptr().write_volatile(b'X');
-            munmap(at, 8192).unwrap();
-        }
-        let deadline = Instant::now() + Duration::from_secs(5);
-        let record = loop {
-            if let Some(record) = plane.next_record() {
-                break record;
-            }
-            assert!(Instant::now() < deadline, "the store was not reported");
-        };
-        assert_eq!((record.key, record.serial), (stat.key, 7));
-        assert!(plane.was_reported(stat.key).unwrap());
-        std::fs::write(file.path(), "again").unwrap();
-        assert_eq!(plane.next_record(), None, "one record an entry");
-        assert!(plane.counters().get(Counter::Reported).unwrap() == 1);
-        assert!(plane.counters().get(Counter::Seen).unwrap() > 1);
-        plane.disarm(stat.key).unwrap();
-        plane.disarm(stat.key).unwrap();
-    }
-
-    #[test]
-    fn a_full_map_says_so() {
-        let Ok(mut plane) = load(&Request {
-            capacity: 2,
-            ..MARKS_ALONE
-        })
-        .map(|loaded| loaded.plane) else {
-            println!("SKIPPED: no eBPF here; the test above says why");
-            return;
-        };
-        let entry = CachedInode {
-            changed: onacc_common::ChangeTime::new(1, 1),
-            serial: 1,
-            reported: 0,
-        };
-        let filled = (0..64)
-            .map(|ino| plane.arm(InodeKey::new(1, 1, ino), entry))
-            .find(Result::is_err);
-        assert!(matches!(filled, Some(Err(ArmError::Full))), "{filled:?}");
-    }
-}
+mod tests;

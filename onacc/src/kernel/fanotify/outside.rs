@@ -63,14 +63,42 @@ impl MoveWatch {
         Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 
-    /// Tells of moves of this directory from now on.
+    /// Tells of moves of this directory from now on. Not `pinned`: until the
+    /// kernel drops the inode from memory.
     ///
     /// # Errors
     /// The filesystem has no file handles; then its directories must not be ignored.
-    pub fn watch(&self, directory: BorrowedFd<'_>) -> Result<(), SyscallError> {
-        let flags = libc::FAN_MARK_ADD | super::marks::FAN_MARK_EVICTABLE;
+    pub fn watch(&self, directory: BorrowedFd<'_>, pinned: bool) -> Result<(), SyscallError> {
+        let evictable = if pinned {
+            0
+        } else {
+            super::marks::FAN_MARK_EVICTABLE
+        };
+        let flags = libc::FAN_MARK_ADD | evictable;
         let mask = libc::FAN_MOVE_SELF | libc::FAN_ONDIR;
         mark_raw(self.0.as_raw_fd(), flags, mask, At::ProcFd(directory))
+    }
+
+    /// Watches nothing any more.
+    ///
+    /// # Errors
+    /// A failed `fanotify_mark`.
+    pub fn flush(&self) -> Result<(), SyscallError> {
+        // SAFETY: with FAN_MARK_FLUSH the path is not looked at.
+        let result = unsafe {
+            libc::fanotify_mark(
+                self.0.as_raw_fd(),
+                libc::FAN_MARK_FLUSH,
+                0,
+                libc::AT_FDCWD,
+                std::ptr::null(),
+            )
+        };
+        if result == 0 {
+            Ok(())
+        } else {
+            Err(SyscallError::last("fanotify_mark(FAN_MARK_FLUSH)"))
+        }
     }
 
     /// Whether anything was moved since the last call (or events were lost).

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use super::{LOOK_AT, LOOK_EVERY, Service};
 use crate::clamd::protocol::Reply;
-use crate::coverage::keeper::CleanFile;
+use crate::coverage::keeper::{CleanFile, InfectedFile};
 use crate::kernel::fanotify::{Answer, PendingEvent};
 use crate::kernel::file::{self, FileStat};
 use crate::observe::latency::{Latencies, Span};
@@ -88,8 +88,15 @@ impl Service {
             self.links.counters.unmarked_changed.up();
             return;
         }
-        lock(&self.links.verdicts).insert(&stat, verdict, generation);
-        if markable {
+        lock(&self.links.verdicts).insert(&stat, verdict.clone(), generation);
+        if let Verdict::Infected(signature) = verdict {
+            self.after.push(After::Refuse(InfectedFile {
+                file,
+                stat,
+                signature,
+                generation,
+            }));
+        } else if markable {
             self.after.push(After::Clean(CleanFile {
                 file,
                 stat,
