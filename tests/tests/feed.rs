@@ -1,0 +1,367 @@
+//! Notify-only mode where eBPF tells of opens: exact for openers that are gone
+//! at once, by whatever way they came to the file, and nothing lost in silence.
+//!
+//! Must not: repeat `notify.rs`, which holds without eBPF, too.
+
+mod common;
+#[path = "common/settle.rs"]
+mod settle;
+
+use std::{
+    ffi::OsStr,
+    fs::{self, File},
+    os::unix::{ffi::OsStrExt, fs::PermissionsExt, process::CommandExt},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    thread,
+    time::Duration,
+};
+
+use common::{LIMIT, NO_LONGER_YOUNG, Site, assert_opens, clean, infected};
+use onacc_tests::{
+    Agent, Counters, agent::AgentBuilder, clamd::wait_until, or_skip, require_root, skip, sys,
+};
+use settle::run;
+
+/// An agent that reports only, and the tests below need one that eBPF tells of opens.
+fn reporting(site: &Site) -> AgentBuilder {
+    Agent::builder(site.clamd())
+        .prevention(false)
+        .include(site.watched())
+}
+
+fn told(builder: AgentBuilder) -> Result<Agent, String> {
+    let agent = builder.try_start()?;
+    if agent.output().contains("opens are told by eBPF") {
+        Ok(agent)
+    } else {
+        Err("no hook on opens is granted here; the agent says why".to_owned())
+    }
+}
+
+fn all(agent: &Agent) -> Counters {
+    agent.counters().expect("counters")
+}
+
+/// Runs `cat` as a user; it is gone when this returns.
+fn cat_and_be_gone(uid: u32, path: &Path) {
+    let status = sys::die_with_parent(&mut Command::new("cat"))
+        .arg(path)
+        .uid(uid)
+        .gid(uid)
+        .stdout(Stdio::null())
+        .status();
+    assert!(status.expect("cat runs").success(), "{}", path.display());
+}
+
+fn is_reported(agent: &Agent, path: &Path) -> bool {
+    agent
+        .output()
+        .contains(&format!("{}: ", common::shown(path)))
+}
+
+#[test]
+fn short_lived_openers_are_told_apart_exactly() {
+    require_root!();
+    let site = or_skip!(Site::ext4());
+    let bad: Vec<PathBuf> = (0..80)
+        .map(|n| site.write(format!("bad{n:02}x"), &infected()))
+        .collect();
+    let agent = or_skip!(told(reporting(&site).option("OnAccessExcludeUID 4711")));
+    for (n, path) in bad.iter().enumerate() {
+        cat_and_be_gone(4711 + u32::from(n % 2 == 1), path);
+    }
+    for (n, path) in bad.iter().enumerate().filter(|(n, _)| n % 2 == 1) {
+        let seen = wait_until(LIMIT, || is_reported(&agent, path));
+        assert!(seen, "opener {n} was missed: {:?}", all(&agent));
+    }
+    // What would be said of the others has been said by then.
+    for (n, path) in bad.iter().enumerate().filter(|(n, _)| n % 2 == 0) {
+        assert!(!is_reported(&agent, path), "opener {n} is excluded");
+    }
+    let counts = all(&agent);
+    assert!(counts["bpf_open_dropped_excluded_uid"] >= 40, "{counts:?}");
+    assert_eq!(counts["told_not_found"] + counts["told_lost"], 0);
+}
+
+#[test]
+fn who_changes_its_identity_between_two_opens_is_judged_at_each() {
+    require_root!();
+    let site = or_skip!(Site::ext4());
+    let (first, second) = (
+        site.write("first", &infected()),
+        site.write("second", &infected()),
+    );
+    let agent = or_skip!(told(reporting(&site).option("OnAccessExcludeUID 4711")));
+    let paths = (first.clone(), second.clone());
+    // The effective uid of one thread of many.
+    thread::spawn(move || {
+        sys::set_effective_uid_on_this_thread(4711).expect("seteuid");
+        drop(File::open(&paths.0).expect("opens"));
+        sys::set_effective_uid_on_this_thread(0).expect("seteuid");
+        drop(File::open(&paths.1).expect("opens"));
+    })
+    .join()
+    .unwrap();
+    assert!(wait_until(LIMIT, || is_reported(&agent, &second)));
+    assert!(!is_reported(&agent, &first));
+}
+
+#[test]
+fn a_repeat_open_of_a_clean_file_ends_in_the_kernel_until_it_changes() {
+    require_root!();
+    let site = or_skip!(Site::ext4());
+    let path = site.write("good", &clean());
+    let agent = or_skip!(told(reporting(&site)));
+    let settled = wait_until(LIMIT, || {
+        thread::sleep(NO_LONGER_YOUNG);
+        let before = all(&agent);
+        for _ in 0..50 {
+            assert_opens(&path);
+        }
+        let after = all(&agent);
+        after["told_opens"] == before["told_opens"]
+            && after["bpf_open_dropped_clean"] >= before["bpf_open_dropped_clean"] + 50
+    });
+    assert!(settled, "{:?}", all(&agent));
+    fs::write(&path, infected()).unwrap();
+    assert_opens(&path);
+    assert!(wait_until(LIMIT, || is_reported(&agent, &path)));
+}
+
+#[test]
+fn opens_out_of_scope_end_in_the_kernel_and_a_move_into_scope_is_seen() {
+    require_root!();
+    let site = or_skip!(Site::ext4());
+    site.scratch().mkdir("outside/sub");
+    let path = site.scratch().write("outside/sub/bad", &infected());
+    let agent = or_skip!(told(reporting(&site)));
+    let settled = wait_until(LIMIT, || {
+        let before = all(&agent)["told_opens"];
+        for _ in 0..20 {
+            assert_opens(&path);
+        }
+        thread::sleep(Duration::from_millis(20));
+        all(&agent)["told_opens"] == before
+    });
+    assert!(settled, "{:?}", all(&agent));
+    assert!(!is_reported(&agent, &path));
+    let moved = site.watched().join("moved");
+    fs::rename(site.scratch().join("outside"), &moved).unwrap();
+    let path = moved.join("sub/bad");
+    let seen = wait_until(LIMIT, || {
+        assert_opens(&path);
+        is_reported(&agent, &path)
+    });
+    assert!(seen, "{:?}", all(&agent));
+}
+
+#[test]
+fn a_directory_made_anew_under_its_old_name_is_judged_anew() {
+    require_root!();
+    let site = or_skip!(Site::ext4());
+    let later = site.scratch().join("later");
+    let agent = or_skip!(told(reporting(&site).include(&later)));
+    for round in 0..3 {
+        fs::create_dir(&later).unwrap();
+        let bad = later.join(format!("bad{round}"));
+        fs::write(&bad, infected()).unwrap();
+        cat_and_be_gone(4712, &bad);
+        assert!(wait_until(LIMIT, || is_reported(&agent, &bad)), "{round}");
+        fs::remove_dir_all(&later).unwrap();
+    }
+}
+
+#[test]
+fn files_opened_in_other_namespaces_or_under_other_mounts_are_found() {
+    require_root!();
+    let site = or_skip!(Site::ext4());
+    let bad = site.write("by another mount", &infected());
+    site.scratch().mkdir("in/dir");
+    let hidden = site.write("dir/hidden", &infected());
+    let agent = or_skip!(told(reporting(&site)));
+    let elsewhere = tempfile::tempdir().unwrap();
+    let script = "mount --bind \"$1\" \"$2\" && exec cat \"$2/by another mount\"";
+    or_skip!(run(Command::new("unshare")
+        .args(["-m", "sh", "-c", script, "sh"])
+        .arg(site.watched())
+        .arg(elsewhere.path())
+        .stdout(Stdio::null())));
+    assert!(wait_until(LIMIT, || is_reported(&agent, &bad)));
+
+    // Mounted over before the agent looks: the path leads elsewhere.
+    let dir = File::open(site.watched().join("dir")).unwrap();
+    let over = settle::Mounted::new("tmpfs", "", &site.watched().join("dir"));
+    let opened = nix::fcntl::openat(
+        &dir,
+        "hidden",
+        nix::fcntl::OFlag::O_RDONLY,
+        nix::sys::stat::Mode::empty(),
+    );
+    drop(opened.unwrap());
+    let seen = wait_until(LIMIT, || agent.output().matches(" FOUND").count() >= 2);
+    assert!(seen, "{}\n{:?}", agent.output(), all(&agent));
+    drop(over);
+    assert!(hidden.exists());
+}
+
+#[test]
+fn a_filesystem_that_is_mounted_in_a_container_alone_is_found_while_it_lives() {
+    require_root!();
+    let site = or_skip!(Site::ext4());
+    let agent = or_skip!(told(reporting(&site)));
+    // In scope by its device alone: the same filesystem, of which the container
+    // sees a sub-directory as its root, in pid and user namespaces of its own.
+    let bad = site.write("inner", &infected());
+    let status = Command::new("unshare")
+        .args(["--user", "--map-root-user", "--pid", "--fork", "--mount"])
+        .args(["sh", "-c", "cat \"$1\" && sleep 0.1", "sh"])
+        .arg(&bad)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .expect("unshare runs");
+    if !status.success() {
+        skip!("no user namespaces here: {status}");
+    }
+    assert!(wait_until(LIMIT, || is_reported(&agent, &bad)));
+    drop(agent);
+}
+
+#[test]
+fn renamed_unlinked_and_oddly_named_files_are_found_or_counted() {
+    require_root!();
+    let site = or_skip!(Site::ext4());
+    let agent = or_skip!(told(reporting(&site)));
+    let odd: Vec<u8> = (1..=255).filter(|byte| *byte != b'/').collect();
+    let odd = site.write(OsStr::from_bytes(&odd), &infected());
+    let mut deep = site.watched();
+    for _ in 0..70 {
+        deep.push("ab");
+        fs::create_dir(&deep).unwrap();
+    }
+    let deep = deep.join("leaf");
+    fs::write(&deep, infected()).unwrap();
+    for (n, path) in [&odd, &deep].into_iter().enumerate() {
+        cat_and_be_gone(4712, path);
+        let reported = || agent.output().matches(" FOUND\n").count() > n;
+        assert!(wait_until(LIMIT, reported), "{:?}", all(&agent));
+    }
+    let sum = |counts: &Counters| {
+        counts["infected"] + counts["known_infected"] + counts["told_not_found"]
+    };
+    let before = sum(&all(&agent));
+    for n in 0..40 {
+        let path = site.write(format!("gone{n}"), &infected());
+        let file = assert_opens(&path);
+        if n % 2 == 0 {
+            fs::rename(&path, site.watched().join(format!("renamed{n}"))).unwrap();
+        } else {
+            fs::remove_file(&path).unwrap();
+        }
+        drop(file);
+    }
+    let none_in_silence = wait_until(LIMIT, || sum(&all(&agent)) >= before + 40);
+    assert!(none_in_silence, "{:?}", all(&agent));
+}
+
+#[test]
+fn what_finds_no_room_in_the_ring_buffer_is_caught_up_with() {
+    require_root!();
+    let site = or_skip!(Site::ext4());
+    let filler = site.write("filler", &clean());
+    let bad: Vec<PathBuf> = (0..60)
+        .map(|n| site.write(format!("late{n:02}x"), &infected()))
+        .collect();
+    let agent = or_skip!(told(
+        reporting(&site)
+            .open_files(256)
+            .option("OnAccessCurlTimeout 60000")
+    ));
+    site.clamd().stop();
+    let full = wait_until(LIMIT, || {
+        for _ in 0..2000 {
+            drop(File::open(&filler).unwrap());
+        }
+        all(&agent)["bpf_open_missed"] > 0
+    });
+    for path in &bad {
+        drop(File::open(path).unwrap());
+    }
+    site.clamd().cont();
+    assert!(full, "{:?}", all(&agent));
+    for path in &bad {
+        let seen = wait_until(LIMIT, || is_reported(&agent, path));
+        assert!(seen, "{} {:?}", path.display(), all(&agent));
+    }
+    let counts = all(&agent);
+    assert!(counts["told_caught_up"] >= 60, "{counts:?}");
+    assert_eq!(counts["told_lost"], 0);
+}
+
+#[test]
+fn executions_and_special_files() {
+    require_root!();
+    let site = or_skip!(Site::ext4());
+    let program = site.write(
+        "program",
+        &[b"#!/bin/sh\nexit 0\n#".to_vec(), common::marker()].concat(),
+    );
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    let fifo = site.watched().join("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let agent = or_skip!(told(reporting(&site)));
+    assert!(Command::new(&program).status().unwrap().success());
+    assert!(wait_until(LIMIT, || is_reported(&agent, &program)));
+    let before = all(&agent)["told_opens"];
+    let both = fs::OpenOptions::new().read(true).write(true).open(&fifo);
+    drop(both.unwrap());
+    drop(File::open(site.watched()).unwrap());
+    let counts = all(&agent);
+    assert_eq!(counts["told_opens"], before, "{counts:?}");
+    assert!(counts["bpf_open_dropped_not_regular"] >= 2);
+}
+
+#[test]
+fn ten_thousand_excluded_uids_are_excluded() {
+    require_root!();
+    let site = or_skip!(Site::ext4());
+    let (theirs, other) = (
+        site.write("theirs", &infected()),
+        site.write("other", &infected()),
+    );
+    let mut builder = reporting(&site);
+    for uid in 20_000..30_000 {
+        builder = builder.option(&format!("OnAccessExcludeUID {uid}"));
+    }
+    let agent = or_skip!(told(builder));
+    for uid in [20_000, 25_555, 29_999] {
+        cat_and_be_gone(uid, &theirs);
+    }
+    cat_and_be_gone(30_000, &other);
+    assert!(wait_until(LIMIT, || is_reported(&agent, &other)));
+    assert!(!is_reported(&agent, &theirs));
+    assert!(all(&agent)["bpf_open_dropped_excluded_uid"] >= 3);
+}
+
+#[test]
+fn in_a_pid_namespace_of_its_own_the_agent_says_so_and_uses_fanotify() {
+    require_root!();
+    let site = or_skip!(Site::ext4());
+    let bad = site.write("bad", &infected());
+    let wrapper = tempfile::tempdir().unwrap();
+    let wrapper = wrapper.path().join("onacc");
+    let script = format!(
+        "#!/bin/sh\nexec unshare --pid --fork --kill-child --mount-proc {} \"$@\"\n",
+        onacc_tests::agent::binary().display()
+    );
+    fs::create_dir_all(wrapper.parent().unwrap()).unwrap();
+    fs::write(&wrapper, script).unwrap();
+    fs::set_permissions(&wrapper, fs::Permissions::from_mode(0o755)).unwrap();
+    let agent = reporting(&site).binary(&wrapper).start();
+    let line = agent.wait_for("first pid namespace", LIMIT).unwrap();
+    assert!(line.contains("use the host's pid namespace"), "{line}");
+    assert!(agent.output().contains("opens are told by fanotify"));
+    assert_opens(&bad);
+    assert!(wait_until(LIMIT, || is_reported(&agent, &bad)));
+}
