@@ -167,12 +167,24 @@ fn what_is_missing_is_named_with_the_remedy() {
             "TCPSocket 3310\nOnAccessIncludePath /nowhere\n",
             ["TCPAddr is missing", "add a LocalSocket line"],
         ),
-        ("", ["LocalSocket", "for example"]),
     ] {
         fs::write(&conf, lines).unwrap();
         let [first, second] = words;
         assert_one_line(&onacc_with(&conf), 2, &[&name, first, second]);
     }
+    fs::write(&conf, "").unwrap();
+    let ended = onacc_with(&conf);
+    assert_eq!(ended.status, Some(2), "{ended:?}");
+    let said: Vec<&str> = ended.stderr.lines().collect();
+    assert_eq!(said.len(), 2, "{ended:?}");
+    assert!(
+        said[0].contains(": LocalSocket: the option is missing"),
+        "{ended:?}"
+    );
+    assert!(
+        said[1].contains(": OnAccessIncludePath: the option is missing"),
+        "{ended:?}"
+    );
 }
 
 #[test]

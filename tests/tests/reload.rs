@@ -317,7 +317,7 @@ fn wrong_settings_change_nothing_and_every_fault_is_said() {
             told.starts_with("ERROR: ") && output.contains(fault),
             "{output}"
         );
-        assert!(output.contains("clamd.conf:1: "), "the line: {output}");
+        assert!(output.contains("clamd.conf:1:"), "the line: {output}");
         assert_refused(&bad);
     }
     fs::remove_file(agent.conf()).unwrap();

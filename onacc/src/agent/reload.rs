@@ -95,9 +95,12 @@ impl Agent {
                 self
             }
             Err(error) => {
-                tracing::error!(
-                    "onacc: settings not reloaded, the old ones stay in force: {error}"
-                );
+                // Each line of a configuration is an error of its own.
+                for line in error.to_string().lines() {
+                    tracing::error!(
+                        "onacc: settings not reloaded, the old ones stay in force: {line}"
+                    );
+                }
                 self
             }
         }

@@ -18,7 +18,7 @@ use crate::config::entry::Value;
 pub use crate::config::modes::{BpfMode, CoverageMode, MarksMode};
 
 /// What stands below the list of options.
-const AFTER_HELP: &str = "\
+pub(super) const AFTER_HELP: &str = "\
 Examples:
   onacc --foreground --verbose
           Watch what /etc/clamav/clamd.conf names, and print what is found.

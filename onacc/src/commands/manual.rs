@@ -6,12 +6,12 @@
 
 use std::io::{self, Write};
 
-use clap::CommandFactory as _;
+use clap::{Command, CommandFactory as _};
 use clap_complete::Shell;
 use clap_mangen::Man;
 use clap_mangen::roff::{Roff, bold, italic, roman};
 
-use super::cli::{Cli, Page};
+use super::cli::{AFTER_HELP, Cli, Page};
 use crate::config::keys::{KEYS, Key, TABLES};
 use crate::config::options::Kind;
 
@@ -38,13 +38,77 @@ pub fn completions(shell: Shell, out: &mut dyn Write) {
 }
 
 fn command(out: &mut dyn Write) -> io::Result<()> {
-    let command = Cli::command()
-        .version(env!("CARGO_PKG_VERSION"))
-        .flatten_help(true);
-    Man::new(command)
+    let mut command = Cli::command().version(env!("CARGO_PKG_VERSION"));
+    command.build();
+    let mut page = Roff::new();
+    page.control("SH", ["COMMANDS"]);
+    page.text([roman(
+        "Without a command onacc protects. With one it does that and ends:",
+    )]);
+    commands(&command, &mut page);
+    let man = Man::new(command)
         .section("8")
-        .manual("System Administration")
-        .render(out)
+        .manual("System Administration");
+    man.render_title(out)?;
+    man.render_name_section(out)?;
+    man.render_synopsis_section(out)?;
+    man.render_description_section(out)?;
+    man.render_options_section(out)?;
+    page.to_writer(out)?;
+    extra(AFTER_HELP, out)?;
+    let mut page = Roff::new();
+    page.control("SH", ["SEE ALSO"]);
+    page.text([roman(
+        "onacc.toml(5), clamd.conf(5), clamd(8), clamonacc(8)",
+    )]);
+    page.to_writer(out)
+}
+
+/// Each command with what it takes, those of commands too.
+fn commands(above: &Command, page: &mut Roff) {
+    let shown = above.get_subcommands();
+    for command in shown.filter(|command| command.get_name() != "help") {
+        if command.has_subcommands() {
+            commands(command, page);
+            continue;
+        }
+        let usage = command.clone().render_usage().to_string();
+        let usage = usage
+            .trim_start_matches("Usage: ")
+            .replace(" [OPTIONS]", "");
+        page.control("TP", [] as [&str; 0]);
+        page.text([bold(usage)]);
+        let about = command.get_long_about().or(command.get_about());
+        page.text([roman(about.map(ToString::to_string).unwrap_or_default())]);
+        for argument in command.get_arguments() {
+            let long = argument.get_long().filter(|long| *long != "help");
+            let Some(long) = long.filter(|_| !argument.is_global_set()) else {
+                continue;
+            };
+            let help = argument.get_help().map(ToString::to_string);
+            page.control("RS", [] as [&str; 0]);
+            page.control("TP", [] as [&str; 0]);
+            page.text([bold(format!("--{long}"))]);
+            page.text([roman(help.unwrap_or_default())]);
+            page.control("RE", [] as [&str; 0]);
+        }
+    }
+}
+
+/// What stands below the help: headings that end in a colon, and lines that
+/// stay as they are.
+fn extra(text: &str, out: &mut dyn Write) -> io::Result<()> {
+    let mut page = Roff::new();
+    for block in text.split("\n\n") {
+        let (heading, rest) = block.split_once(':').unwrap_or(("Notes", block));
+        page.control("SH", [heading.to_uppercase().as_str()]);
+        page.control("nf", [] as [&str; 0]);
+        for line in rest.trim_start_matches(['\n', ' ']).lines() {
+            page.text([roman(line)]);
+        }
+        page.control("fi", [] as [&str; 0]);
+    }
+    page.to_writer(out)
 }
 
 fn settings(out: &mut dyn Write) -> io::Result<()> {
@@ -170,7 +234,16 @@ mod tests {
             page.starts_with(".ie") && page.contains(".TH onacc 8"),
             "{page}"
         );
-        assert!(page.contains("Exit status"));
+        for part in [
+            ".SH SIGNALS",
+            ".SH EXAMPLES",
+            ".SH \"EXIT STATUS\"",
+            "onacc config show",
+            "--set",
+            "onacc man",
+        ] {
+            assert!(page.contains(part), "{part} in {page}");
+        }
     }
 
     #[test]
