@@ -200,6 +200,48 @@ mod tests {
         Rules::of(&Settings::from_native(native.as_bytes(), Path::new("n")).unwrap()).unwrap()
     }
 
+    /// What the patterns cost an event: `cargo test --release -p onacc --lib --
+    /// --ignored --nocapture what_patterns_cost`.
+    #[test]
+    #[ignore = "a measurement, not a test"]
+    fn what_patterns_cost() {
+        let paths: Vec<String> = (0..1000)
+            .map(|n| {
+                format!("/home/user{n}/projects/some-project-{n}/src/deep/module{n}/file{n}.rs")
+            })
+            .collect();
+        for (name, rules) in [
+            ("none", rules("", "")),
+            (
+                "1 directory expression",
+                rules("OnAccessExcludePath = '^/home/[^/]*/.cache$'", ""),
+            ),
+            (
+                "10 globs, 10 expressions, 10 extensions",
+                rules(
+                    "OnAccessExcludePath = ['a1$', 'b2$', '/c3/', 'd4.*e', '^/f/[a-z]+$']",
+                    "Glob = ['*.a', '*.b', '*.c', '/x/*/y', '**/node_modules/**', '*.d', '*.e', '*.f', '*.g', '*.h']\n\
+                     Regex = ['a.*b$', 'b.*c$', 'c.*d$', 'd.*e$', '^/q/.*r', 'x[0-9]+y', 'foo', 'bar', 'baz', 'qux']\n\
+                     Extension = ['i', 'j', 'k', 'l', 'm', 'n', 'o', 'p', 'q', 'r']",
+                ),
+            ),
+        ] {
+            let began = std::time::Instant::now();
+            let mut out = 0;
+            for _ in 0..200 {
+                for path in &paths {
+                    let path = path.as_bytes();
+                    out += usize::from(rules.leaves_out_directory_of(path));
+                    out += usize::from(rules.leaves_out_file(path));
+                }
+            }
+            println!(
+                "{name}: {:?} a file ({out} left out)",
+                began.elapsed() / 200_000
+            );
+        }
+    }
+
     #[test]
     fn without_rules_nothing_is_left_out() {
         let none = rules("", "");

@@ -352,12 +352,19 @@ impl Reader<'_> {
         if let Some(known) = known {
             return (*known).to_owned();
         }
-        self.errors.push(bad(
+        let error = bad(
             &facility,
             facility.value.as_bytes(),
             "a facility",
             "write one of syslog(3), for example LOG_LOCAL6 or LOG_DAEMON",
-        ));
+        );
+        let native = &self.sources.native.parsed.entries;
+        if native.iter().any(|entry| entry.name == "LogFacility") {
+            self.errors.push(error);
+        } else {
+            // clamonacc does not look at it.
+            self.warnings.push(format!("{error}; {FACILITY} is used"));
+        }
         FACILITY.to_owned()
     }
 

@@ -353,7 +353,9 @@ fn the_log_is_that_of_clamd_conf_but_for_its_file() {
     };
     assert_eq!(settings.log, wanted);
     assert_eq!(settings.pid_file, None);
-    assert!(error_with("LogFacility LOG_MINE").contains("'LOG_MINE' is not a facility"));
+    let wrong = with("LogFacility LOG_MINE");
+    assert!(wrong.warnings[0].contains("'LOG_MINE' is not a facility"));
+    assert_eq!(wrong.log.facility, "LOG_LOCAL6");
     assert_eq!(with("LogFileMaxSize 0").log.max_size, u64::MAX);
 }
 
