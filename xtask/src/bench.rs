@@ -9,6 +9,7 @@
 //! filesystems of the benchmark's own alone, and a guard kills each by its id.
 
 mod clock;
+mod compare;
 mod cpu;
 mod excluded_uid;
 mod first_opens;
@@ -18,6 +19,8 @@ mod machine;
 mod memory;
 mod opens;
 mod peer;
+mod pictures;
+mod programs;
 mod report;
 mod row;
 mod stage;
@@ -26,9 +29,10 @@ mod stats;
 mod sys;
 mod tar;
 mod tree;
+mod waits;
 mod writers;
 
-use std::{env, fs, os::unix::process::CommandExt, process::Command, time::Instant};
+use std::{env, fs, os::unix::process::CommandExt, path::Path, process::Command, time::Instant};
 
 pub use excluded_uid::open_as_child;
 
@@ -46,7 +50,7 @@ use crate::{
 type Workload = fn(&Stage) -> Result<Vec<Row>>;
 
 /// The workloads, by the names that FILTER is looked for in.
-const WORKLOADS: [(&str, Workload); 7] = [
+const WORKLOADS: [(&str, Workload); 9] = [
     ("opens", opens::measure),
     ("excluded-uid", excluded_uid::measure),
     ("first-opens", first_opens::measure),
@@ -54,10 +58,12 @@ const WORKLOADS: [(&str, Workload); 7] = [
     ("memory", memory::measure),
     ("sources", tar::measure),
     ("writers", writers::measure),
+    ("programs", programs::measure),
+    ("waits", waits::measure),
 ];
 
 /// Measures the workloads whose names contain the filter.
-pub fn command(short: bool, filter: Option<&str>) -> Result<()> {
+pub fn command(short: bool, compare: Option<&Path>, filter: Option<&str>) -> Result<()> {
     if !onacc_tests::skip::is_root() {
         return Err("the benchmarks need root: they mount filesystems and watch them".to_owned());
     }
@@ -66,6 +72,12 @@ pub fn command(short: bool, filter: Option<&str>) -> Result<()> {
         let names: Vec<&str> = WORKLOADS.iter().map(|(name, _)| *name).collect();
         return Err(format!("no such workload; there are: {}", names.join(", ")));
     }
+    // Read first: it may be the file that this run writes.
+    let old = compare
+        .map(|path| {
+            fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))
+        })
+        .transpose()?;
     setup::ensure(Level::Test)?;
     if cfg!(debug_assertions) {
         return in_release();
@@ -105,9 +117,14 @@ pub fn command(short: bool, filter: Option<&str>) -> Result<()> {
     let path = workspace().join("bench/results.json");
     let results = json::results(&machine, short, took, &rows, (&remarks, &troubles));
     fs::create_dir_all(workspace().join("bench"))
-        .and_then(|()| fs::write(&path, results))
+        .and_then(|()| fs::write(&path, &results))
         .map_err(|error| format!("writing {}: {error}", path.display()))?;
+    let drawn = pictures::draw(&rows, &workspace().join("bench"))?;
     println!("\n{}", report::summary(&rows));
+    if let Some(old) = old {
+        println!("\nchanges:\n{}", compare::changes(&old, &results)?);
+    }
+    println!("pictures: bench/{{{}}}", drawn.join(","));
     for remark in &remarks {
         println!("{remark}");
     }

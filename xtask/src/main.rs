@@ -91,6 +91,9 @@ enum Task {
         /// Fewer rounds: under five minutes
         #[arg(long)]
         short: bool,
+        /// Print what changed beyond noise since the run that wrote this file
+        #[arg(long, value_name = "OLD.json")]
+        compare: Option<PathBuf>,
         /// Measure only workloads whose name contains this
         filter: Option<String>,
     },
@@ -130,7 +133,11 @@ fn main() -> ExitCode {
             minimise,
             target,
         } => fuzz::command(seconds, minimise, target.as_deref()),
-        Task::Bench { short, filter } => bench::command(short, filter.as_deref()),
+        Task::Bench {
+            short,
+            compare,
+            filter,
+        } => bench::command(short, compare.as_deref(), filter.as_deref()),
         Task::Vm(options) => vm::command(&options),
         Task::VmPrograms => vm::programs::command(),
         Task::BenchOpener {

@@ -9,6 +9,8 @@ mod aftermath;
 mod backoff;
 mod book;
 mod feeder;
+#[cfg(test)]
+mod orders;
 mod pool;
 mod prescan;
 mod queue;

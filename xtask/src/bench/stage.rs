@@ -40,8 +40,14 @@ pub struct Plan {
     pub first_opens: [usize; 2],
     /// The same for clamonacc, which is slower by far.
     pub peer_first_opens: [usize; 2],
-    /// Directories of the tree that agents start over.
-    pub start_up_directories: usize,
+    /// Rounds of programs and of distributions.
+    pub program_rounds: usize,
+    /// Short-lived processes in a row.
+    pub processes: usize,
+    /// Numbers of files that are opened again and again.
+    pub wait_files: &'static [usize],
+    /// Directories of the trees that agents start over.
+    pub start_up_directories: &'static [usize],
     /// Directories of the tree that memory is measured with.
     pub memory_directories: usize,
     /// Distinct files that are opened before memory is measured.
@@ -63,7 +69,10 @@ impl Plan {
             },
             first_opens: [800, 1600],
             peer_first_opens: [200, 400],
-            start_up_directories: 20_000,
+            program_rounds: 1,
+            processes: 500,
+            wait_files: &[1000],
+            start_up_directories: &[20_000],
             memory_directories: 100_000,
             memory_opens: 100_000,
             source_files: 500,
@@ -82,7 +91,12 @@ impl Plan {
             },
             first_opens: [2000, 4000],
             peer_first_opens: [500, 1000],
-            source_files: 1000,
+            source_files: 2000,
+            program_rounds: 5,
+            processes: 10_000,
+            wait_files: &[1000, 10_000, 100_000],
+            start_up_directories: &[20_000, 100_000],
+            memory_opens: 1_000_000,
             ..Self::short()
         }
     }
@@ -95,6 +109,8 @@ pub struct Watch {
     pub include: PathBuf,
     /// Further lines of clamd.conf.
     pub options: Vec<String>,
+    /// `OnAccessPrevention`.
+    pub prevention: bool,
     /// Arguments of onacc.
     pub args: Vec<String>,
     /// When its guard kills it.
@@ -113,6 +129,7 @@ impl Watch {
         Self {
             include: include.to_path_buf(),
             options: Vec::new(),
+            prevention: true,
             args: Vec::new(),
             guard: Duration::from_mins(1),
             peer_start: Duration::from_secs(6),
@@ -153,7 +170,11 @@ impl Watch {
     pub fn lines(&self) -> Vec<String> {
         let mut lines = vec![
             format!("OnAccessIncludePath {}", self.include.display()),
-            "OnAccessPrevention yes".to_owned(),
+            if self.prevention {
+                "OnAccessPrevention yes".to_owned()
+            } else {
+                "OnAccessPrevention no".to_owned()
+            },
             format!("OnAccessExcludeUname {CLAMD_USER}"),
             "OnAccessMaxThreads 16".to_owned(),
         ];

@@ -30,8 +30,16 @@ const GUARD: Duration = Duration::from_mins(2);
 
 /// Measures.
 pub fn measure(stage: &Stage) -> Result<Vec<Row>> {
+    let mut all = Vec::new();
+    for count in stage.plan.start_up_directories {
+        all.extend(over(stage, *count)?);
+    }
+    Ok(all)
+}
+
+/// Over a tree of this many directories.
+fn over(stage: &Stage, count: usize) -> Result<Vec<Row>> {
     let scratch = ScratchFs::ext4(1024)?;
-    let count = stage.plan.start_up_directories;
     let tree = Tree::grow(&scratch.join("tree"), count)?;
     let coverages = &stage.coverages;
     let mut all: Vec<[Row; 2]> = coverages
