@@ -296,7 +296,10 @@ fn explore(done: &mut Vec<Step>, depth: usize) -> u64 {
                 world.check(done);
                 orders += 1;
             }
-            Err(_) => panic!("after {done:?}"),
+            Err(panic) => {
+                eprintln!("after {done:?}");
+                std::panic::resume_unwind(panic)
+            }
         }
         done.pop();
     }
