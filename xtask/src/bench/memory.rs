@@ -88,7 +88,10 @@ fn rows_for(stage: &Stage, coverage: &Coverage) -> [Row; 3] {
     let (opens, directories) = (stage.plan.memory_opens, stage.plan.memory_directories);
     let mut rows = [
         "at rest".to_owned(),
-        format!("after {opens} distinct opens"),
+        format!(
+            "after {} opens of {opens} files",
+            opens * stage.plan.memory_rounds
+        ),
         format!("with {directories} directories"),
     ]
     .map(|what| {
@@ -117,7 +120,9 @@ fn onacc_after(
     let before = agent.counters()?;
     let mut note = None;
     if !files.is_empty() {
-        open_all(files, 8)?;
+        for _ in 0..stage.plan.memory_rounds {
+            open_all(files, 8)?;
+        }
         let scans = grown(&before, &agent.counters()?, "scans")?;
         if scans < u64::try_from(files.len()).unwrap_or(u64::MAX) {
             return Err(format!("only {scans} of {} were scanned", files.len()));

@@ -52,6 +52,8 @@ pub struct Plan {
     pub memory_directories: usize,
     /// Distinct files that are opened before memory is measured.
     pub memory_opens: usize,
+    /// How often each of them is opened.
+    pub memory_rounds: usize,
     /// Files of the source tree.
     pub source_files: usize,
 }
@@ -75,6 +77,7 @@ impl Plan {
             start_up_directories: &[20_000],
             memory_directories: 100_000,
             memory_opens: 100_000,
+            memory_rounds: 1,
             source_files: 500,
         }
     }
@@ -96,7 +99,7 @@ impl Plan {
             processes: 10_000,
             wait_files: &[1000, 10_000, 100_000],
             start_up_directories: &[20_000, 100_000],
-            memory_opens: 1_000_000,
+            memory_rounds: 10,
             ..Self::short()
         }
     }
