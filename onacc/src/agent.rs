@@ -48,6 +48,8 @@ use crate::observe::latency::Latencies;
 use crate::observe::log::{LogError, Logger, Targets};
 use crate::observe::printable;
 use crate::policy::{Policy, Rules, TooManyPatterns, VerdictCache};
+use crate::respond::quarantine::store::StoreError;
+use crate::respond::quarantine::{Prepared, Quarantine, WaitingFiles};
 use crate::scan::{Feeders, Limits, Links, Prescan, PrescanMessage, Prescanner, Service, Work};
 
 /// Files that are scanned ahead at a time, or wait for it.
@@ -118,6 +120,9 @@ pub enum AgentError {
     /// A further group, thread or fd.
     #[error(transparent)]
     Lane(#[from] LaneError),
+    /// The quarantine directory.
+    #[error("Clamonacc: can't setup client: {0}")]
+    Quarantine(#[from] StoreError),
     /// A thread has ended that must not.
     #[error("the reader has ended: {0}")]
     Reader(String),
@@ -143,6 +148,8 @@ pub fn run(cli: &Cli) -> ExitCode {
 
 fn try_run(cli: &Cli) -> Result<(), AgentError> {
     let settings = Settings::load(&cli.settings())?;
+    // Tried where its error reaches the terminal.
+    let quarantine = Prepared::new(&settings.action)?;
     let readiness = if cli.foreground {
         None
     } else {
@@ -170,6 +177,9 @@ fn try_run(cli: &Cli) -> Result<(), AgentError> {
     }
     for warning in &settings.warnings {
         tracing::warn!("{warning}");
+    }
+    if let Some(warning) = quarantine.and_then(|prepared| prepared.warning()) {
+        tracing::warn!("onacc: {warning}");
     }
     let house = House::new(cli, open_files, &counters);
     let result = Agent::start(&house, settings)
@@ -206,6 +216,7 @@ struct Agent {
 struct Threads {
     service: JoinHandle<()>,
     keeper: JoinHandle<()>,
+    quarantine: Option<(JoinHandle<()>, WaitingFiles)>,
     stop: Arc<AtomicBool>,
     ended: Ended,
     /// Ends the watchdog.
@@ -281,12 +292,18 @@ impl Agent {
         let server_counters = Arc::new(server_counters);
         let latencies = Arc::new(Latencies::default());
         let streams = pool.streams();
+        let (quarantine, quarantine_thread) = Prepared::new(&settings.action)?
+            .map(|prepared| prepared.start(in_flight, Arc::clone(&counters)))
+            .transpose()?
+            .unzip();
+        let quarantine_line = quarantine.as_ref().map(Quarantine::waiting);
         let service = Service::new(
             limits(&settings, on_failure),
             pool,
             Links {
                 jobs: jobs.clone(),
                 keeper: keeper_messages.clone(),
+                quarantine,
                 scanner: Arc::clone(&scanner),
                 verdicts: Arc::clone(&verdicts),
                 counters: Arc::clone(&counters),
@@ -344,6 +361,7 @@ impl Agent {
                 service.run();
                 of_service.rest();
             })?,
+            quarantine: quarantine_thread.zip(quarantine_line),
             stop,
             ended: ended.clone(),
             unwatched: Arc::new(AtomicBool::new(false)),
@@ -471,6 +489,16 @@ impl Agent {
         process::wait_for(&self.threads.service, until);
         self.keeper.send(KeeperMessage::Stop);
         process::wait_for(&self.threads.keeper, until);
+        if let Some((thread, waiting)) = &self.threads.quarantine {
+            // It ends when its line is empty, now that the service is gone.
+            process::wait_for(thread, until);
+            if !thread.is_finished() {
+                tracing::warn!(
+                    "onacc: stopping before {} infected files were dealt with; they stay where they are",
+                    waiting.count()
+                );
+            }
+        }
         let all_ended = readers_ended
             && self.threads.service.is_finished()
             && self.threads.keeper.is_finished();

@@ -5,17 +5,13 @@
 
 mod common;
 
-use std::{
-    os::unix::process::CommandExt,
-    path::Path,
-    process::{Command, Stdio},
-    thread,
-    time::Duration,
-};
+use std::{thread, time::Duration};
 
-use common::{FakeSite, LIMIT, Site, assert_opens, clean, counters, infected, open_all};
+use common::{
+    FakeSite, LIMIT, Site, assert_opens, clean, counters, infected, open_all, open_and_live_on,
+};
 use onacc_tests::{
-    Agent, Behaviour, clamd::EICAR_NAME, clamd::wait_until, open_as, or_skip, require_root, sys,
+    Agent, Behaviour, clamd::EICAR_NAME, clamd::wait_until, open_as, or_skip, require_root,
 };
 
 /// An agent that reports only.
@@ -76,25 +72,6 @@ fn outside_and_excluded_paths_are_not_reported() {
         .unwrap();
     assert_eq!(counters(&agent)["infected"], 1, "{}", agent.output());
     assert_eq!(agent.output().matches(" FOUND").count(), 1);
-}
-
-/// Opens a file as a user, in a process that lives on until it is told to end.
-fn open_and_live_on(uid: u32, path: &Path) -> std::process::Child {
-    let mut command = Command::new("sh");
-    command
-        .args(["-c", "exec 3< \"$1\" && echo opened && read line", "sh"])
-        .arg(path)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .uid(uid)
-        .gid(uid);
-    let mut child = sys::die_with_parent(&mut command)
-        .spawn()
-        .expect("the process starts");
-    let mut byte = [0];
-    let out = child.stdout.as_mut().expect("it is a pipe");
-    std::io::Read::read_exact(out, &mut byte).expect("reading");
-    child
 }
 
 #[test]

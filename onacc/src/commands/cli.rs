@@ -205,6 +205,18 @@ pub enum Command {
         #[command(subcommand)]
         action: ConfigCommand,
     },
+    /// List, show, restore and delete files in quarantine
+    Quarantine {
+        /// The directory that --move or --copy named
+        ///
+        /// The directory that --move or --copy named. If not given: the one of
+        /// onacc.toml, else /root/quarantine.
+        #[arg(long, value_name = "DIRECTORY", global = true)]
+        directory: Option<PathBuf>,
+        /// Which of these.
+        #[command(subcommand)]
+        action: QuarantineCommand,
+    },
 
     /// Print the completions for a shell
     Completions {
@@ -231,6 +243,45 @@ pub enum Page {
     /// onacc.toml(5), the settings
     #[value(name = "onacc.toml")]
     Settings,
+}
+
+/// What can be done with the quarantine.
+#[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
+pub enum QuarantineCommand {
+    /// List the files in quarantine
+    ///
+    /// One line each, with tabs between: name, time, signature, size, status,
+    /// and where the file was.
+    List {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show all that is known of a file
+    Show {
+        /// Its name, as "list" says it
+        name: OsString,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Put a file back, with its owner, mode and times
+    ///
+    /// Puts a file back to where it was. A file that is there by now is not
+    /// overwritten, and a symlink on the way is not followed.
+    Restore {
+        /// Its name, as "list" says it
+        name: OsString,
+        /// Put it there, not to where it was
+        #[arg(long, value_name = "FILE")]
+        to: Option<PathBuf>,
+    },
+    /// Delete files for good
+    Delete {
+        /// Their names, as "list" says them
+        #[arg(required = true)]
+        names: Vec<OsString>,
+    },
 }
 
 /// What can be done with the configuration.
@@ -338,9 +389,6 @@ impl Cli {
             ("--pid-file", self.pid_file.is_some()),
             ("--ping", self.ping.is_some()),
             ("--wait", self.wait),
-            ("--remove", self.remove),
-            ("--move", self.move_to.is_some()),
-            ("--copy", self.copy_to.is_some()),
             ("--allmatch", self.allmatch),
         ];
         let given = flags.iter().filter(|(_, given)| *given);

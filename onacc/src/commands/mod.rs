@@ -5,6 +5,7 @@ pub mod cli;
 mod config;
 mod foreign;
 mod manual;
+mod quarantine;
 
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -26,6 +27,9 @@ pub fn run(cli: &Cli) -> ExitCode {
                 Ok(()) => print(&text),
                 Err(error) => failed(&error),
             }
+        }
+        Some(Command::Quarantine { directory, action }) => {
+            quarantine::run(cli, directory.as_deref(), action)
         }
         None if cli.version => {
             println!("onacc {}", env!("CARGO_PKG_VERSION"));

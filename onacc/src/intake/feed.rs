@@ -345,17 +345,20 @@ impl Judge {
         match known {
             Some(Verdict::Infected(signature)) => {
                 counters.known_infected.up();
-                self.links.jobs.send(Work::KnownInfected {
-                    path: self.placer.path.clone(),
-                    links: stat.links,
-                    signature,
-                });
+                if let Some(event) = self.open_again(&file, event) {
+                    self.links.jobs.send(Work::KnownInfected {
+                        event,
+                        path: self.placer.path.clone(),
+                        stat,
+                        signature,
+                    });
+                }
             }
             Some(Verdict::Clean) => {
                 counters.known_clean.up();
                 self.renew(&file, stat);
             }
-            None => self.hand_over(&file, stat),
+            None => self.hand_over(&file, stat, event),
         }
     }
 
@@ -364,15 +367,22 @@ impl Judge {
         by_file.or_else(|| self.placer.judge(&self.policy, file, stat))
     }
 
-    fn hand_over(&mut self, file: &OwnedFd, stat: FileStat) {
+    fn open_again(&mut self, file: &OwnedFd, event: &Event) -> Option<PendingEvent> {
         let permit = self.wait_for_room();
         let Ok(opened) = file::reopen(file.as_fd()) else {
             self.links.counters.told_not_found.up();
+            return None;
+        };
+        Some(PendingEvent::told(opened, permit, event.told.tid))
+    }
+
+    fn hand_over(&mut self, file: &OwnedFd, stat: FileStat, event: &Event) {
+        let Some(event) = self.open_again(file, event) else {
             return;
         };
         self.links.counters.scans.up();
         self.links.jobs.send(Work::Scan(ScanJob {
-            event: PendingEvent::unsolicited(opened, permit),
+            event,
             path: self.placer.path.clone(),
             stat,
             markable: self.policy.may_mark(&stat),

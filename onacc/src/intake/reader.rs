@@ -168,11 +168,11 @@ impl Reader {
                 self.renew_mark(event, &subject);
             }
             Verdict::Known(Subject { stat, .. }, Known::Infected(signature)) => {
-                event.answer(Answer::Deny);
                 self.links.counters.known_infected.up();
                 self.links.jobs.send(Work::KnownInfected {
+                    event,
                     path: self.placer.path.clone(),
-                    links: stat.links,
+                    stat,
                     signature,
                 });
             }

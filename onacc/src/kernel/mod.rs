@@ -18,6 +18,7 @@ pub mod handle;
 pub mod inotify;
 pub mod mailbox;
 pub mod mounts;
+pub mod opener;
 pub mod overlay;
 pub mod process;
 pub mod procfs;

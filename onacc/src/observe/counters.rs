@@ -154,6 +154,12 @@ counters! {
     directory_errors,
     /// Files of new directories that were not scanned ahead, because too many waited.
     prescans_dropped,
+    /// Infected files that were removed, moved or copied.
+    quarantined,
+    /// Infected files that need nothing more: dealt with already, or deleted.
+    quarantine_skipped,
+    /// Infected files that could not be removed, moved or copied.
+    quarantine_errors,
     /// Log lines lost because the log could not take them.
     log_lines_lost,
 }

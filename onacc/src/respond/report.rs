@@ -3,10 +3,14 @@
 //! The wording that scripts grep is clamonacc's (facts/clamonacc.md, 1.3). Must
 //! not: flood; failures beyond a few a second are counted and summed up.
 
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::clamd::SessionError;
+use crate::config::settings::Action;
 use crate::kernel::fanotify::Answer;
+use crate::kernel::opener::Opener;
 use crate::observe::printable;
 
 /// Failures a second that are written one by one.
@@ -45,7 +49,7 @@ impl Default for FailureLines {
 }
 
 /// The path of a job's file, for a line.
-fn name_of(path: &[u8], links: u32) -> String {
+pub(super) fn name_of(path: &[u8], links: u32) -> String {
     if path.is_empty() {
         return "<path longer than 4096 bytes>".to_owned();
     }
@@ -67,6 +71,119 @@ pub fn too_large(path: &[u8], size: u64) {
     let path = name_of(path, 1);
     tracing::debug!(
         "onacc: {path}: not scanned, its {size} bytes are more than OnAccessMaxFileSize"
+    );
+}
+
+/// What became of one opener of an infected file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Its open failed.
+    Refused,
+    /// Its open went on: notify-only.
+    Reported,
+    /// It had been answered by the fail policy before.
+    Late,
+}
+
+/// Who opened an infected file: the line after the verdict line. Each field is
+/// one word, so that no pattern for a verdict line fits it, whatever the names.
+pub fn opener(path: &[u8], links: u32, opener: Option<&Opener>, outcome: Outcome) {
+    let outcome = match outcome {
+        Outcome::Refused => "refused",
+        Outcome::Reported => "reported",
+        Outcome::Late => "answered before",
+    };
+    let path = word(name_of(path, links).as_bytes());
+    let Some(opener) = opener else {
+        tracing::info!("onacc: open {outcome}: pid=unknown file={path}");
+        return;
+    };
+    tracing::info!(
+        "onacc: open {outcome}: pid={} tid={} uid={} comm={} exe={} file={path}",
+        opener.pid,
+        opener.tid,
+        opener.uid,
+        word(&opener.comm),
+        word(&opener.exe),
+    );
+}
+
+/// One word: nothing in it ends a field, or looks like a line of another kind.
+fn word(bytes: &[u8]) -> String {
+    let text = printable(bytes);
+    let mut out = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '\\' => out.push_str("\\\\"),
+            _ if character.is_whitespace() => out.extend(character.escape_unicode()),
+            _ => out.push(character),
+        }
+    }
+    out
+}
+
+/// A path, fit for a line.
+pub(super) fn shown(path: &Path) -> String {
+    printable(path.as_os_str().as_bytes())
+}
+
+/// A file as its opener called it, and as it was called when something was done
+/// to it: in one, as clamonacc writes them.
+pub type Names<'a> = (&'a [u8], Option<&'a Path>);
+
+fn both((opened, real): Names<'_>, quote: &str) -> String {
+    let opened_is_real = real.is_none_or(|real| real.as_os_str().as_bytes() == opened);
+    match real.filter(|_| !opened_is_real) {
+        Some(real) if opened.is_empty() => format!("{quote}{}{quote}", shown(real)),
+        Some(real) => format!(
+            "{quote}{}{quote} (real path: '{}')",
+            name_of(opened, 1),
+            shown(real)
+        ),
+        None => format!("{quote}{}{quote}", name_of(opened, 1)),
+    }
+}
+
+/// An infected file was removed.
+pub fn removed(names: Names<'_>) {
+    tracing::info!("{}: Removed.", both(names, ""));
+}
+
+/// An infected file was moved.
+pub fn moved(names: Names<'_>, to: &Path) {
+    tracing::info!("{}: moved to '{}'", both(names, ""), shown(to));
+}
+
+/// An infected file was copied.
+pub fn copied(names: Names<'_>, to: &Path) {
+    tracing::info!("{}: copied to '{}'", both(names, ""), shown(to));
+}
+
+/// An infected file could not be removed, moved or copied.
+pub fn cannot(action: &Action, names: Names<'_>, directory: Option<&Path>, why: &str) {
+    let to = directory.map_or_else(String::new, |to| format!(" to '{}'", shown(to)));
+    tracing::error!(
+        "Can't {} file {}{to}: {}",
+        verb(action),
+        both(names, "'"),
+        printable(why.as_bytes())
+    );
+}
+
+fn verb(action: &Action) -> &'static str {
+    match action {
+        Action::Nothing => "deal with",
+        Action::Remove => "remove",
+        Action::Move(_) => "move",
+        Action::Copy(_) => "copy",
+    }
+}
+
+/// The file has further names.
+pub fn links_left(path: &Path, count: u64) {
+    tracing::warn!(
+        "onacc: {}: {count} more names (hard links) of this file are elsewhere on its filesystem; they stay until somebody opens them",
+        shown(path)
     );
 }
 
@@ -175,6 +292,13 @@ pub fn recovered(server: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_field_is_one_word_and_forges_nothing() {
+        assert_eq!(word(b"/a b: X FOUND"), "/a\\u{20}b:\\u{20}X\\u{20}FOUND");
+        assert_eq!(word(b"a\\u{20}b\xff"), "a\\\\u{20}b\\\\xff");
+        assert_eq!(word("a\u{a0}b".as_bytes()), "a\\u{a0}b");
+    }
 
     #[test]
     fn the_name_of_a_deleted_file_is_the_one_it_had() {

@@ -1,4 +1,4 @@
-//! What follows an answer: clean marks, verdict lines, lines about failures.
+//! What follows an answer: clean marks, verdict lines, the quarantine, lines about failures.
 //!
 //! Nobody waits for it (invariant 3). Must not: answer anybody.
 
@@ -6,9 +6,12 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::coverage::keeper::{CleanFile, InfectedFile, KeeperMessage};
-use crate::kernel::fanotify::Answer;
-use crate::kernel::wake::Mailbox;
+use crate::kernel::fanotify::{Answer, EventFile};
+use crate::kernel::file::FileStat;
+use crate::respond::quarantine::Request;
 use crate::respond::report::{self, Failure, FailureLines};
+use crate::scan::openers::Openers;
+use crate::scan::service::Links;
 
 /// One thing to do.
 pub enum After {
@@ -16,26 +19,8 @@ pub enum After {
     Clean(CleanFile),
     /// An infected file for the keeper.
     Refuse(InfectedFile),
-    /// A verdict to report.
-    Infected {
-        /// The paths that its openers used.
-        paths: Vec<Vec<u8>>,
-        /// Names that the file has.
-        links: u32,
-        /// The signature's name.
-        signature: Arc<str>,
-        /// The openers had been answered before.
-        late: bool,
-    },
-    /// A verdict that was known, to report.
-    Known {
-        /// The path that the opener used.
-        path: Vec<u8>,
-        /// Names that the file has.
-        links: u32,
-        /// The signature's name.
-        signature: Arc<str>,
-    },
+    /// A verdict to report, and to act on.
+    Infected(Infected),
     /// An opener that was answered without a verdict.
     Failed {
         /// The path that it used.
@@ -54,10 +39,25 @@ pub enum After {
     },
 }
 
+/// An infected file.
+pub struct Infected {
+    /// The paths that its openers used, each once.
+    pub paths: Vec<Vec<u8>>,
+    /// What it was before the scan.
+    pub stat: FileStat,
+    /// The signature's name.
+    pub signature: Arc<str>,
+    /// Its openers; none if it was found before anyone opened it.
+    pub openers: Openers,
+    /// The file, for the quarantine.
+    pub file: Option<EventFile>,
+}
+
 /// What is still to be done.
-#[derive(Default)]
 pub struct Aftermath {
     list: VecDeque<After>,
+    /// clamd's version and that of its database, for the quarantine's records.
+    database: Arc<str>,
     failures: FailureLines,
 }
 
@@ -67,30 +67,18 @@ impl Aftermath {
         self.list.push_back(after);
     }
 
+    /// clamd says what it is.
+    pub fn set_database(&mut self, version: &str) {
+        self.database = version.into();
+    }
+
     /// Does all that waits.
-    pub fn run(&mut self, keeper: &Mailbox<KeeperMessage>) {
+    pub fn run(&mut self, links: &Links) {
         while let Some(after) = self.list.pop_front() {
             match after {
-                After::Clean(clean) => keeper.send(KeeperMessage::Clean(clean)),
-                After::Refuse(infected) => keeper.send(KeeperMessage::Infected(infected)),
-                After::Infected {
-                    paths,
-                    links,
-                    signature,
-                    late,
-                } => {
-                    for path in &paths {
-                        report::infected(path, links, &signature);
-                    }
-                    if late {
-                        report::late(paths.first().map_or(&[], Vec::as_slice));
-                    }
-                }
-                After::Known {
-                    path,
-                    links,
-                    signature,
-                } => report::infected(&path, links, &signature),
+                After::Clean(clean) => links.keeper.send(KeeperMessage::Clean(clean)),
+                After::Refuse(infected) => links.keeper.send(KeeperMessage::Infected(infected)),
+                After::Infected(infected) => self.infected(infected, links),
                 After::Failed {
                     path,
                     failure,
@@ -98,6 +86,34 @@ impl Aftermath {
                 } => self.failures.report(&path, &failure, answer),
                 After::TooLarge { path, size } => report::too_large(&path, size),
             }
+        }
+    }
+
+    fn infected(&self, infected: Infected, links: &Links) {
+        let names = infected.stat.links;
+        for path in &infected.paths {
+            report::infected(path, names, &infected.signature);
+        }
+        infected.openers.report(names);
+        if let (Some(quarantine), Some(file)) = (&links.quarantine, infected.file) {
+            quarantine.send(Request {
+                file,
+                paths: infected.paths,
+                stat: infected.stat,
+                signature: infected.signature,
+                database: Arc::clone(&self.database),
+                openers: infected.openers.known(),
+            });
+        }
+    }
+}
+
+impl Default for Aftermath {
+    fn default() -> Self {
+        Self {
+            list: VecDeque::new(),
+            database: "".into(),
+            failures: FailureLines::default(),
         }
     }
 }

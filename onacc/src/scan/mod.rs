@@ -10,6 +10,7 @@ mod backoff;
 mod book;
 mod feeder;
 #[cfg(test)]
+mod openers;
 mod orders;
 mod pool;
 mod prescan;
@@ -99,12 +100,15 @@ pub enum Work {
         /// Its size, in bytes.
         size: u64,
     },
-    /// Answered already: the verdict of this very version is known.
+    /// To be denied: the verdict of this very version is known. The reader does
+    /// not do it, for who opens is asked before the answer.
     KnownInfected {
+        /// The event.
+        event: PendingEvent,
         /// The path, as in [`ScanJob`].
         path: Vec<u8>,
-        /// Names that the file has.
-        links: u32,
+        /// The file.
+        stat: FileStat,
         /// The signature's name.
         signature: Arc<str>,
     },

@@ -16,9 +16,10 @@ use std::time::{Duration, Instant, SystemTime};
 
 use nix::poll::{PollFd, PollFlags};
 
-use super::aftermath::{After, Aftermath};
+use super::aftermath::{After, Aftermath, Infected};
 use super::book::{Book, Place};
 use super::feeder::Feeders;
+use super::openers::Openers;
 use super::pool::Pool;
 use super::versions::Versions;
 use super::{Joined, ScanJob, Urgency, Work};
@@ -33,6 +34,7 @@ use crate::observe::counters::{Counters, ServerCounters};
 use crate::observe::heartbeat::Heartbeat;
 use crate::observe::latency::{Latencies, Span};
 use crate::policy::{VerdictCache, lock, stamps};
+use crate::respond::quarantine::Quarantine;
 use crate::respond::report::Failure;
 
 /// A scan of a file from this size on takes long: short ones go first.
@@ -67,6 +69,8 @@ pub struct Links {
     pub jobs: Mailbox<Work>,
     /// Clean files for the keeper of marks.
     pub keeper: Mailbox<KeeperMessage>,
+    /// What deals with infected files, if anything is to.
+    pub quarantine: Option<Quarantine>,
     /// Told the clamds' process ids.
     pub scanner: Arc<ScannerIdentity>,
     /// Verdicts that still hold.
@@ -140,7 +144,7 @@ impl Service {
             self.expire(now);
             self.look_after_openers(now);
             self.ask_for_signs(now);
-            self.after.run(&self.links.keeper);
+            self.after.run(&self.links);
             self.rest();
         }
     }
@@ -151,14 +155,21 @@ impl Service {
             Work::Scan(job) => self.take_opener(job, now),
             Work::TooLarge { path, size } => self.after.push(After::TooLarge { path, size }),
             Work::KnownInfected {
+                mut event,
                 path,
-                links,
+                stat,
                 signature,
-            } => self.after.push(After::Known {
-                path,
-                links,
-                signature,
-            }),
+            } => {
+                let openers = Openers::of_event(&event, &path);
+                event.answer(Answer::Deny);
+                self.after.push(After::Infected(Infected {
+                    openers,
+                    paths: vec![path],
+                    stat,
+                    signature,
+                    file: event.into_file(),
+                }));
+            }
             Work::Resolved(server, found) => self.resolved(server, found, now),
             Work::Peer(server, pid) => self.links.scanner.learn(server, pid),
             Work::Chunk(chunk) => self.hand_in(&chunk, now),

@@ -9,7 +9,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::Write,
-    os::unix::fs::FileExt,
+    os::unix::{fs::FileExt, process::CommandExt as _},
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
@@ -21,7 +21,7 @@ use onacc_tests::{
     agent::AgentBuilder,
     eicar,
     fake_clamd::{Behaviour, RequestInfo},
-    open_within,
+    open_within, sys,
 };
 
 /// No open may take this long, on a machine with other work either.
@@ -85,6 +85,11 @@ impl Site {
     /// The clamd.
     pub fn clamd(&self) -> &Clamd {
         &self.clamd
+    }
+
+    /// Kills the clamd.
+    pub fn end_clamd(&mut self) {
+        self.clamd.kill();
     }
 
     /// The filesystem.
@@ -476,4 +481,23 @@ pub fn map(path: &Path) -> SharedMapping {
 /// Bytes of some pages, clean, other ones for each `n`.
 pub fn clean_pages(n: usize) -> Vec<u8> {
     format!("clean {n:08}\n").into_bytes().repeat(3000)
+}
+
+/// Opens a file as a user, in a process that lives on until it is told to end.
+pub fn open_and_live_on(uid: u32, path: &Path) -> std::process::Child {
+    let mut command = std::process::Command::new("sh");
+    command
+        .args(["-c", "exec 3< \"$1\" && echo opened && read line", "sh"])
+        .arg(path)
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .uid(uid)
+        .gid(uid);
+    let mut child = sys::die_with_parent(&mut command)
+        .spawn()
+        .expect("the process starts");
+    let mut byte = [0];
+    let out = child.stdout.as_mut().expect("it is a pipe");
+    std::io::Read::read_exact(out, &mut byte).expect("reading");
+    child
 }

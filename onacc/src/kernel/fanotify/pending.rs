@@ -94,6 +94,14 @@ impl PendingEvent {
         }
     }
 
+    /// An open that eBPF told of, after the fact: the opener does not wait.
+    pub fn told(file: OwnedFd, permit: Permit, tid: i32) -> Self {
+        let mut event = Self::unsolicited(file, permit);
+        event.mask = libc::FAN_OPEN;
+        event.tid = tid;
+        event
+    }
+
     /// Thread id of the opener, 0 if it lives in a pid namespace that is no child of ours.
     pub fn tid(&self) -> i32 {
         self.tid
@@ -112,6 +120,16 @@ impl PendingEvent {
     /// The opened file, unless the event has none (overflow).
     pub fn file(&self) -> Option<&EventFile> {
         self.file.as_ref()
+    }
+
+    /// Whether it is of a kind that openers wait for.
+    pub fn is_permission(&self) -> bool {
+        self.mask & (libc::FAN_OPEN_PERM | libc::FAN_ACCESS_PERM) != 0
+    }
+
+    /// Whether it tells of an open.
+    pub fn is_open(&self) -> bool {
+        self.is_permission() || self.mask & libc::FAN_OPEN != 0
     }
 
     /// Whether an opener waits for the answer.

@@ -9,13 +9,14 @@ use std::time::Instant;
 use super::{LOOK_AT, LOOK_EVERY, Service};
 use crate::clamd::protocol::Reply;
 use crate::coverage::keeper::{CleanFile, InfectedFile};
-use crate::kernel::fanotify::{Answer, PendingEvent};
+use crate::kernel::fanotify::{Answer, EventFile, PendingEvent};
 use crate::kernel::file::{self, FileStat};
 use crate::observe::latency::{Latencies, Span};
 use crate::policy::{Verdict, lock, stamps};
 use crate::respond::report::Failure;
-use crate::scan::aftermath::After;
+use crate::scan::aftermath::{After, Infected};
 use crate::scan::book::Due;
+use crate::scan::openers::Openers;
 use crate::scan::{ScanJob, Urgency};
 
 impl Service {
@@ -46,20 +47,23 @@ impl Service {
                 job.answer(Answer::Allow);
                 measure(&self.links.latencies, &job, late, done.sent);
                 self.links.counters.clean.up();
-                self.keep(job, Verdict::Clean, began);
+                drop(self.keep(job, Verdict::Clean, began));
             }
             Reply::Found(signature) => {
+                let openers = Openers::of_job(&job);
                 job.answer(Answer::Deny);
                 measure(&self.links.latencies, &job, late, done.sent);
                 self.links.counters.infected.up();
                 let signature: Arc<str> = signature.into();
-                self.after.push(After::Infected {
-                    paths: paths_of(&mut job),
-                    links: job.stat.links,
-                    signature: Arc::clone(&signature),
-                    late,
-                });
-                self.keep(job, Verdict::Infected(signature), began);
+                let (paths, stat) = (paths_of(&mut job), job.stat);
+                let file = self.keep(job, Verdict::Infected(Arc::clone(&signature)), began);
+                self.after.push(After::Infected(Infected {
+                    paths,
+                    stat,
+                    signature,
+                    openers,
+                    file,
+                }));
             }
             Reply::Error(words) => {
                 self.links.counters.scan_errors.up();
@@ -74,35 +78,47 @@ impl Service {
 
     /// Keeps a verdict if it is certain of which bytes it speaks: the file was
     /// steady when the scan began, and is the same now (invariant 6).
-    fn keep(&mut self, job: ScanJob, verdict: Verdict, began: Option<(FileStat, u64)>) {
+    /// Gives the opened file back unless it is to be marked.
+    fn keep(
+        &mut self,
+        job: ScanJob,
+        verdict: Verdict,
+        began: Option<(FileStat, u64)>,
+    ) -> Option<EventFile> {
         let markable = job.markable && verdict == Verdict::Clean;
-        let file = match job.beneath {
-            Some(beneath) => Some(beneath),
-            None => job.event.into_file(),
+        let opened = job.event.into_file()?;
+        let Some((stat, generation)) = began else {
+            return Some(opened);
         };
-        let (Some((stat, generation)), Some(file)) = (began, file) else {
-            return;
-        };
+        let file = job.beneath.as_ref().unwrap_or(&opened);
         let same = file::stat(file.as_fd()).is_ok_and(|now| stamps::same_version(&now, &stat));
         if !same {
             self.links.counters.unmarked_changed.up();
-            return;
+            return Some(opened);
         }
         lock(&self.links.verdicts).insert(&stat, verdict.clone(), generation);
         if let Verdict::Infected(signature) = verdict {
+            // What the kernel refuses by itself never comes to the quarantine again.
+            if self.links.quarantine.is_some() {
+                return Some(opened);
+            }
             self.after.push(After::Refuse(InfectedFile {
-                file,
+                file: job.beneath.unwrap_or(opened),
                 stat,
                 signature,
                 generation,
             }));
-        } else if markable {
-            self.after.push(After::Clean(CleanFile {
-                file,
-                stat,
-                generation,
-            }));
+            return None;
         }
+        if !markable {
+            return Some(opened);
+        }
+        self.after.push(After::Clean(CleanFile {
+            file: opened,
+            stat,
+            generation,
+        }));
+        None
     }
 
     /// Answers by the fail policy.

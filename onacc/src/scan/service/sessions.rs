@@ -185,6 +185,7 @@ impl Service {
             return;
         }
         report::version(&state.name, version);
+        self.after.set_database(version);
         version.clone_into(&mut state.version);
         if !first {
             self.links.counters.generations.up();
