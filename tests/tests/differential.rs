@@ -161,6 +161,18 @@ struct Plan {
 }
 
 impl Plan {
+    /// The usual settings: with a `LocalSocket` clamonacc wants an exclusion.
+    fn usual(prevention: bool) -> Self {
+        let plan = Self::default()
+            .option("OnAccessExcludeUname dae")
+            .option("OnAccessExcludeUID 4713");
+        if prevention {
+            plan.option("OnAccessPrevention yes")
+        } else {
+            plan
+        }
+    }
+
     fn option(mut self, line: &str) -> Self {
         self.options.push(line.to_owned());
         self
@@ -204,18 +216,6 @@ impl Stage {
         fs::create_dir_all(path.parent().expect("it has one")).expect("directories are made");
         fs::write(&path, content).expect("a file is written");
         path
-    }
-
-    /// The usual settings: with a LocalSocket clamonacc wants an exclusion.
-    fn plan(&self, prevention: bool) -> Plan {
-        let plan = Plan::default()
-            .option("OnAccessExcludeUname dae")
-            .option("OnAccessExcludeUID 4713");
-        if prevention {
-            plan.option("OnAccessPrevention yes")
-        } else {
-            plan
-        }
     }
 
     fn start(&mut self, which: Which, plan: &Plan, probe: &Path) {
@@ -285,6 +285,11 @@ impl Stage {
     }
 }
 
+fn uid_of(name: &str) -> u32 {
+    let user = User::from_name(name).ok().flatten();
+    user.expect("the user is there").uid.as_raw()
+}
+
 /// What a scene does with either of them.
 type Scene = fn(&mut Stage, Which);
 
@@ -301,12 +306,11 @@ fn prevention(stage: &mut Stage, which: Which) {
     let large = stage.file("in/large", &large);
     let moved = stage.infected("in/moved/bad");
     let linked = stage.site.scratch().join("in/link");
-    symlink(&outside, &linked).unwrap();
+    symlink(&outside, &linked).expect("a symlink is made");
     let long = "d".repeat(250);
     let long = format!("in/{}", [long.as_str(); 5].join("/"));
     let long = stage.infected(&format!("{long}/bad"));
-    let plan = stage
-        .plan(true)
+    let plan = Plan::usual(true)
         .path("OnAccessIncludePath", &inside)
         .option("OnAccessMaxFileSize 2000");
     stage.start(which, &plan, &probe);
@@ -321,7 +325,7 @@ fn prevention(stage: &mut Stage, which: Which) {
     stage.tries("path of more than 1,023 bytes", &long);
     stage.tries_as(4711, "a user", &stage.infected("in/of-user"));
     stage.tries_as(4713, "excluded uid", &stage.infected("in/of-excluded"));
-    let daemon = User::from_name("daemon").unwrap().unwrap().uid.as_raw();
+    let daemon = uid_of("daemon");
     let file = stage.infected("in/of-daemon");
     stage.tries_as(
         daemon,
@@ -337,7 +341,8 @@ fn prevention(stage: &mut Stage, which: Which) {
     );
     drop(later);
     let out = stage.site.scratch().join("moved-out");
-    fs::rename(moved.parent().unwrap(), &out).unwrap();
+    let from = moved.parent().expect("it has one");
+    fs::rename(from, &out).expect("a directory is moved");
     thread::sleep(Duration::from_secs(1));
     stage.tries("directory moved out of the tree", &out.join("bad"));
 }
@@ -347,7 +352,7 @@ fn notify_only(stage: &mut Stage, which: Which) {
     let probe = stage.infected("in/probe");
     let (bad, good) = (stage.infected("in/a/bad"), stage.file("in/good", &clean()));
     let outside = stage.infected("out/bad");
-    let plan = stage.plan(false).path("OnAccessIncludePath", &inside);
+    let plan = Plan::usual(false).path("OnAccessIncludePath", &inside);
     stage.start(which, &plan, &probe);
     stage.tries("infected", &bad);
     stage.tries("clean", &good);
@@ -359,8 +364,7 @@ fn exclusion(stage: &mut Stage, which: Which) {
     let probe = stage.infected("in/probe");
     let (bad, off) = (stage.infected("in/bad"), stage.infected("in/off/bad"));
     let alike = stage.infected("in/off-and-more/bad");
-    let plan = stage
-        .plan(true)
+    let plan = Plan::usual(true)
         .path("OnAccessIncludePath", &inside)
         .path("OnAccessExcludePath", &inside.join("off"));
     stage.start(which, &plan, &probe);
@@ -373,8 +377,7 @@ fn without_ddd(stage: &mut Stage, which: Which) {
     let inside = stage.site.watched();
     let probe = stage.infected("in/probe");
     let (bad, below) = (stage.infected("in/bad"), stage.infected("in/sub/bad"));
-    let plan = stage
-        .plan(true)
+    let plan = Plan::usual(true)
         .path("OnAccessIncludePath", &inside)
         .option("OnAccessDisableDDD yes");
     stage.start(which, &plan, &probe);
@@ -385,7 +388,7 @@ fn without_ddd(stage: &mut Stage, which: Which) {
 fn mount_path(stage: &mut Stage, which: Which) {
     let root = stage.site.scratch().path().to_path_buf();
     let (probe, bad) = (stage.infected("probe"), stage.infected("a/b/bad"));
-    let plan = stage.plan(true).path("OnAccessMountPath", &root);
+    let plan = Plan::usual(true).path("OnAccessMountPath", &root);
     stage.start(which, &plan, &probe);
     stage.tries("infected", &bad);
 }
@@ -410,8 +413,7 @@ fn down(stage: &mut Stage, which: Which, options: &[&str]) {
     let inside = stage.site.watched();
     let probe = stage.infected("in/probe");
     let good = stage.file("in/good", &clean());
-    let mut plan = stage
-        .plan(true)
+    let mut plan = Plan::usual(true)
         .path("OnAccessIncludePath", &inside)
         .option("OnAccessCurlTimeout 1000");
     for option in options {
@@ -428,7 +430,7 @@ fn quarantine(stage: &mut Stage, which: Which, action: &str) {
     let probe = stage.infected("in/probe");
     let (one, two) = (stage.infected("in/1/bad"), stage.infected("in/2/bad"));
     let dir = stage.site.scratch().mkdir("quarantine");
-    let mut plan = stage.plan(true).path("OnAccessIncludePath", &inside);
+    let mut plan = Plan::usual(true).path("OnAccessIncludePath", &inside);
     plan.args.push(match action {
         "remove" => "--remove".to_owned(),
         _ => format!("--{action}={}", dir.display()),
