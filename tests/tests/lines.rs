@@ -130,7 +130,7 @@ fn of_verdicts(heard: &mut Heard, site: &Site, home: &ScratchFs) {
         ]
     };
     for action in ["move", "copy", "remove"] {
-        fs::write(&bad, infected()).unwrap();
+        fs::write(&bad, infected()).expect("the filesystem obeys");
         let (dir, shown) = quarantine(home, action);
         let mut values = values(&shown);
         let flag = match action {
@@ -166,17 +166,21 @@ fn of_verdicts(heard: &mut Heard, site: &Site, home: &ScratchFs) {
             "copy" => "ERROR: Can't copy file '{bad}' to '{dir}'*",
             _ => "ERROR: Can't remove file '{bad}'*",
         };
-        fs::write(site.scratch().join("made"), infected()).unwrap();
+        fs::write(site.scratch().join("made"), infected()).expect("the filesystem obeys");
         if action == "remove" {
             chattr("+i", &site.scratch().join("made"), &bad);
         } else {
-            fs::remove_dir_all(dir).unwrap();
-            fs::rename(site.scratch().join("made"), &bad).unwrap();
+            fs::remove_dir_all(dir).expect("the filesystem obeys");
+            fs::rename(site.scratch().join("made"), &bad).expect("the filesystem obeys");
         }
         assert_refused(&bad);
         heard.lines(&agent, &[failed], &values);
         if action == "remove" {
-            let output = Command::new("chattr").arg("-i").arg(&bad).output().unwrap();
+            let output = Command::new("chattr")
+                .arg("-i")
+                .arg(&bad)
+                .output()
+                .expect("the filesystem obeys");
             assert!(output.status.success(), "{output:?}");
         }
         agent.stop();
@@ -187,12 +191,12 @@ fn of_verdicts(heard: &mut Heard, site: &Site, home: &ScratchFs) {
 /// Moves a file to its place and gives it an attribute.
 #[track_caller]
 fn chattr(attribute: &str, from: &Path, to: &Path) {
-    fs::rename(from, to).unwrap();
+    fs::rename(from, to).expect("the filesystem obeys");
     let output = Command::new("chattr")
         .arg(attribute)
         .arg(to)
         .output()
-        .unwrap();
+        .expect("the filesystem obeys");
     assert!(output.status.success(), "{output:?}");
 }
 
@@ -214,7 +218,7 @@ fn of_clamd(heard: &mut Heard, site: &mut FakeSite, home: &ScratchFs) {
     assert_opens(&faulty);
     let open = Opening::start(&bad);
     assert!(site.fake().wait_for_scans(2, LIMIT));
-    fs::rename(&bad, &renamed).unwrap();
+    fs::rename(&bad, &renamed).expect("the filesystem obeys");
     assert!(open.within(LIMIT).is_refused());
     assert_opens(&mute);
     let forms = [

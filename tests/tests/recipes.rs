@@ -37,8 +37,8 @@ fn assert_reported(agent: &Agent, uid: u32, path: &Path) {
     let mut opener = open_and_live_on(uid, path);
     let said = agent.wait_for(&line_of(path), LIMIT);
     drop(opener.stdin.take());
-    opener.wait().unwrap();
-    assert_eq!(said.unwrap(), line_of(path));
+    opener.wait().expect("the opener ends");
+    assert_eq!(said.as_deref(), Ok(&*line_of(path)));
 }
 
 /// Opens a file as a user, and something that is reported after it; the first
@@ -52,7 +52,7 @@ fn assert_not_reported(agent: &Agent, uid: u32, path: &Path, reported: &Path) {
         onacc_tests::clamd::wait_until(LIMIT, || agent.output().matches(" FOUND").count() > before);
     for child in [&mut opener, &mut other] {
         drop(child.stdin.take());
-        child.wait().unwrap();
+        child.wait().expect("the opener ends");
     }
     assert!(seen, "{}", agent.output());
     assert!(
