@@ -39,10 +39,9 @@ const KEPT: &[&str] = &[
     "ClamClient: Connection to clamd re-established.*",
     "ERROR: ClamCom: TIMEOUT while waiting on socket (recv)*",
     "ERROR: ClamMisc: Unexpected issue; Daemon failed to scan: *",
-    // Settings.
+    // Settings. (Parse errors are in other words: with column and remedy.)
     "WARNING: Ignoring deprecated option ScanOnAccess at {conf}:*",
     "WARNING: Ignoring unsupported option --bell*",
-    "ERROR: *Unknown option Nonsense*",
     // The end.
     "Clamonacc: stopped",
 ];
@@ -160,43 +159,34 @@ fn of_verdicts(heard: &mut Heard, site: &Site, home: &ScratchFs) {
             "WARNING: Ignoring unsupported option --bell*",
         ];
         heard.lines(&agent, &forms, &values);
-        // What cannot be done: the directory is gone, the file may not be changed.
+        // What cannot be done: the quarantine is gone, the names may not be changed.
         let failed = match action {
             "move" => "ERROR: Can't move file '{bad}' to '{dir}'*",
             "copy" => "ERROR: Can't copy file '{bad}' to '{dir}'*",
             _ => "ERROR: Can't remove file '{bad}'*",
         };
         fs::write(site.scratch().join("made"), infected()).expect("the filesystem obeys");
+        fs::rename(site.scratch().join("made"), &bad).expect("the filesystem obeys");
         if action == "remove" {
-            chattr("+i", &site.scratch().join("made"), &bad);
+            chattr("+i", &site.watched());
         } else {
             fs::remove_dir_all(dir).expect("the filesystem obeys");
-            fs::rename(site.scratch().join("made"), &bad).expect("the filesystem obeys");
         }
         assert_refused(&bad);
         heard.lines(&agent, &[failed], &values);
         if action == "remove" {
-            let output = Command::new("chattr")
-                .arg("-i")
-                .arg(&bad)
-                .output()
-                .expect("the filesystem obeys");
-            assert!(output.status.success(), "{output:?}");
+            chattr("-i", &site.watched());
         }
         agent.stop();
         heard.lines(&agent, &["Clamonacc: stopped"], &values);
     }
 }
 
-/// Moves a file to its place and gives it an attribute.
+/// Gives a directory an attribute: in an immutable one no name can go.
 #[track_caller]
-fn chattr(attribute: &str, from: &Path, to: &Path) {
-    fs::rename(from, to).expect("the filesystem obeys");
-    let output = Command::new("chattr")
-        .arg(attribute)
-        .arg(to)
-        .output()
-        .expect("the filesystem obeys");
+fn chattr(attribute: &str, dir: &Path) {
+    let output = Command::new("chattr").arg(attribute).arg(dir).output();
+    let output = output.expect("chattr starts");
     assert!(output.status.success(), "{output:?}");
 }
 
@@ -217,7 +207,7 @@ fn of_clamd(heard: &mut Heard, site: &mut FakeSite, home: &ScratchFs) {
         .start();
     assert_opens(&faulty);
     let open = Opening::start(&bad);
-    assert!(site.fake().wait_for_scans(2, LIMIT));
+    assert!(site.fake().wait_for_scans(1, LIMIT));
     fs::rename(&bad, &renamed).expect("the filesystem obeys");
     assert!(open.within(LIMIT).is_refused());
     assert_opens(&mute);
@@ -247,24 +237,16 @@ fn of_clamd(heard: &mut Heard, site: &mut FakeSite, home: &ScratchFs) {
     );
 }
 
-fn of_bad_starts(heard: &mut Heard, site: &Site) {
-    let starts = [
-        (
-            site.agent().option("Nonsense yes"),
-            "ERROR: *Unknown option Nonsense*",
-        ),
-        (
-            site.agent().arg("--move=/nonexistent/dir"),
-            "ERROR: Clamonacc: can't setup client*",
-        ),
-    ];
-    for (agent, form) in starts {
-        let exited = agent.spawn_expect_exit();
-        assert_eq!(exited.status.code(), Some(2));
-        let said = exited.output.lines().any(|line| fits(form, line));
-        assert!(said, "no {form:?} in\n{}", exited.output);
-        heard.tick(form);
-    }
+fn of_a_bad_start(heard: &mut Heard, site: &Site) {
+    let form = "ERROR: Clamonacc: can't setup client*";
+    let exited = site
+        .agent()
+        .arg("--move=/nonexistent/dir")
+        .spawn_expect_exit();
+    assert_eq!(exited.status.code(), Some(2));
+    let said = exited.output.lines().any(|line| fits(form, line));
+    assert!(said, "no {form:?} in\n{}", exited.output);
+    heard.tick(form);
 }
 
 #[test]
@@ -277,7 +259,7 @@ fn each_line_that_scripts_grep_is_written_as_clamonacc_does() {
     let home = or_skip!(ScratchFs::tmpfs(8));
     let site = or_skip!(Site::ext4());
     of_verdicts(&mut heard, &site, &home);
-    of_bad_starts(&mut heard, &site);
+    of_a_bad_start(&mut heard, &site);
     drop(site);
     let mut fake = or_skip!(FakeSite::ext4(|request| {
         match request.content().as_slice() {
