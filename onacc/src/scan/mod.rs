@@ -9,8 +9,8 @@ mod aftermath;
 mod backoff;
 mod book;
 mod feeder;
-#[cfg(test)]
 mod openers;
+#[cfg(test)]
 mod orders;
 mod pool;
 mod prescan;
