@@ -199,6 +199,8 @@ struct Agent {
     coverage: Coverage,
     filesystems: Filesystems,
     lanes: Lanes,
+    /// The lane of overlays, where directories carry the marks.
+    overlays: Option<Arc<Group>>,
     prescans: Mailbox<PrescanMessage>,
     verdicts: Arc<Mutex<VerdictCache>>,
     keeper: Mailbox<KeeperMessage>,
@@ -380,6 +382,7 @@ impl Agent {
             policy,
             filesystems: Filesystems::default(),
             lanes,
+            overlays: None,
             prescans,
             verdicts,
             keeper: keeper_messages,
@@ -398,6 +401,7 @@ impl Agent {
         if let Kind::Directory(reach) = kind {
             let parts = DirectoryParts {
                 group,
+                overlays: agent.overlays.clone(),
                 prescan,
                 counters: Arc::clone(&agent.counters),
                 paths: paths.clone(),

@@ -3,7 +3,7 @@
 //! and everything else can.
 //!
 //! `ONACC_SEED` repeats the choices of a run (not its timing),
-//! `ONACC_PROPERTY_SECONDS` makes it longer. Must not: allow time for what the
+//! `ONACC_PROPERTY_SECONDS` makes it longer (`cargo xtask test --long`). Must not: allow time for what the
 //! design does not: a window is given only after a store through a shared
 //! mapping and after the move of a directory, and what needed it is counted.
 
@@ -24,7 +24,7 @@ use std::{
 };
 
 use common::{Site, counters};
-use onacc_tests::{or_skip, require_root};
+use onacc_tests::{ScratchFs, or_skip, require_root};
 use openers::Slips;
 use work::Worker;
 use world::{DIRECTORIES, Rng, SLOTS, Side, World};
@@ -154,6 +154,20 @@ fn holds_on(site: &Site, what: &str) {
 fn no_infected_content_opens_and_no_clean_content_is_refused_on_ext4() {
     require_root!();
     holds_on(&or_skip!(Site::ext4()), "ext4");
+}
+
+#[test]
+fn no_infected_content_opens_and_no_clean_content_is_refused_on_xfs() {
+    require_root!();
+    let scratch = or_skip!(ScratchFs::xfs(320));
+    holds_on(&or_skip!(Site::on(scratch)), "xfs");
+}
+
+#[test]
+fn no_infected_content_opens_and_no_clean_content_is_refused_on_btrfs() {
+    require_root!();
+    let scratch = or_skip!(ScratchFs::btrfs(256));
+    holds_on(&or_skip!(Site::on(scratch)), "btrfs");
 }
 
 #[test]

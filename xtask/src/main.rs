@@ -50,6 +50,9 @@ enum Task {
     },
     /// Runs everything: format, clippy, release build, unit, property and end-to-end tests
     Test {
+        /// Let the property tests run for five minutes each, instead of seconds
+        #[arg(long)]
+        long: bool,
         /// Run only tests whose name contains this
         filter: Option<String>,
     },
@@ -122,7 +125,7 @@ fn main() -> ExitCode {
         Task::Setup => setup::command(),
         Task::BuildEbpf => build_ebpf::command(),
         Task::Run { once, args } => run::command(once, &args),
-        Task::Test { filter } => test::command(filter.as_deref()),
+        Task::Test { long, filter } => test::command(long, filter.as_deref()),
         Task::Chaos {
             minutes,
             only,

@@ -3,6 +3,7 @@
 //! Owns: the order of the steps, and the count. Must not: hide a skip.
 
 use std::{
+    env,
     fmt::Write as _,
     fs,
     io::{BufRead, BufReader},
@@ -26,8 +27,12 @@ struct Count {
     skipped: usize,
 }
 
-/// Runs everything.
-pub fn command(filter: Option<&str>) -> Result<()> {
+/// What tells the property tests how long to run, in seconds.
+const PROPERTY_VARIABLE: &str = "ONACC_PROPERTY_SECONDS";
+const LONG: &str = "300";
+
+/// Runs everything; `long`: the property tests as long as a night wants them.
+pub fn command(long: bool, filter: Option<&str>) -> Result<()> {
     setup::ensure(Level::Test)?;
     let dir = tempfile::tempdir().map_err(|error| format!("a temporary directory: {error}"))?;
     let skips = dir.path().join("skips");
@@ -69,6 +74,9 @@ pub fn command(filter: Option<&str>) -> Result<()> {
         .args(filter)
         .env("ONACC_BIN", agent_binary())
         .env(SKIPS_VARIABLE, &skips);
+    if long && env::var_os(PROPERTY_VARIABLE).is_none() {
+        tests.env(PROPERTY_VARIABLE, LONG);
+    }
     let tested = step("tests", &mut tests, |command| {
         run_and_count(command, &mut count)
     });

@@ -19,7 +19,7 @@ use crate::coverage::filesystems::NewFilesystem;
 use crate::coverage::keeper::KeeperMessage;
 use crate::coverage::kind::Kind;
 use crate::coverage::paths::{RealPaths, Tell};
-use crate::intake::{FeedMessage, is_keyed, opens_can_block};
+use crate::intake::{FeedMessage, LaneId, is_keyed, lane_of};
 use crate::kernel::accounts::AccountWatch;
 use crate::kernel::daemon::Readiness;
 use crate::kernel::database::DatabaseWatch;
@@ -61,17 +61,33 @@ impl Agent {
             if self.kind == Kind::Filesystem {
                 self.mark_one(&filesystem, table);
             } else {
-                if matches!(self.kind, Kind::Directory(_))
-                    && opens_can_block(&filesystem.mount.kind)
-                {
-                    tracing::warn!(
-                        "onacc: {} is not protected below an include path in this coverage; --coverage=filesystem protects it",
-                        place_of(&filesystem)
-                    );
+                if matches!(self.kind, Kind::Directory(_)) {
+                    self.note_lane(&filesystem, table);
                 }
                 self.filesystems.note(&filesystem);
             }
         }
+    }
+
+    /// Where directories carry the marks: overlays need a group of their own,
+    /// what can block is left out.
+    fn note_lane(&mut self, filesystem: &NewFilesystem, table: &MountTable) {
+        let why = match lane_of(&filesystem.mount, table) {
+            LaneId::Plain => return,
+            LaneId::Overlay => match self.lanes.group_for(&filesystem.mount, table) {
+                Ok(group) => {
+                    self.coverage.use_for_overlays(&group);
+                    self.overlays = Some(group);
+                    return;
+                }
+                Err(error) => error.to_string(),
+            },
+            LaneId::Own(_) => "its opens can wait for others".to_owned(),
+        };
+        tracing::warn!(
+            "onacc: {} is not protected in this coverage: {why}; --coverage=filesystem protects it",
+            place_of(filesystem)
+        );
     }
 
     fn mark_one(&mut self, filesystem: &NewFilesystem, table: &MountTable) {

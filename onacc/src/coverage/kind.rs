@@ -90,6 +90,8 @@ pub enum Coverage {
 pub struct DirectoryParts {
     /// Where marks are placed.
     pub group: Arc<Group>,
+    /// Where marks on overlays are placed, if there are any in scope.
+    pub overlays: Option<Arc<Group>>,
     /// Where files go that were there before a mark.
     pub prescan: Prescan,
     /// Counts.
@@ -110,6 +112,9 @@ impl Coverage {
         policy: Arc<Policy>,
     ) -> Result<Self, SyscallError> {
         let messages = Mailbox::new()?;
+        if let Some(group) = parts.overlays {
+            messages.send(DirectoriesMessage::Overlays(group));
+        }
         let paths = parts.paths.clone();
         let links = DirectoriesLinks {
             group: parts.group,
@@ -148,6 +153,13 @@ impl Coverage {
             thread,
             paths,
         })
+    }
+
+    /// Marks on overlays go there from now on.
+    pub fn use_for_overlays(&self, group: &Arc<Group>) {
+        if let Self::Directory { messages, .. } = self {
+            messages.send(DirectoriesMessage::Overlays(Arc::clone(group)));
+        }
     }
 
     /// Scope, mounts or paths have changed, or the kernel says that mounts did.

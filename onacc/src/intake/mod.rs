@@ -18,7 +18,7 @@ use crate::policy::{Policy, Unscanned};
 
 pub use feed::{Feed, FeedLinks, FeedMessage};
 pub use find::is_keyed;
-pub use lanes::{Ended, LaneError, Lanes, opens_can_block};
+pub use lanes::{Ended, LaneError, LaneId, Lanes, lane_of};
 pub use reader::{Control, Reader, ReaderLinks, ReaderOwn};
 pub use scanner::ScannerIdentity;
 

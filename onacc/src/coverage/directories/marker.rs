@@ -10,6 +10,7 @@ use std::sync::Arc;
 use crate::kernel::SyscallError;
 use crate::kernel::directory::InDirectory;
 use crate::kernel::fanotify::{Group, MarkError};
+use crate::kernel::file::{self, FilesystemKind};
 use crate::kernel::inotify::{
     Inotify, InotifyBuffer, InotifyEvents, WatchError, WatchId, WatchedInode,
 };
@@ -45,6 +46,9 @@ pub trait Marker {
     /// # Errors
     /// No mark.
     fn mark_file(&self, file: &OwnedFd) -> Result<(), MarkError>;
+    /// Marks on overlays go into this group from now on: handing out an event of
+    /// an overlay opens a file below it (`intake::lanes`).
+    fn use_for_overlays(&mut self, group: Arc<Group>);
     /// As [`Inotify::read`].
     ///
     /// # Errors
@@ -63,6 +67,7 @@ pub trait Marker {
 #[derive(Debug)]
 pub struct KernelMarker {
     group: Arc<Group>,
+    overlays: Option<Arc<Group>>,
     inotify: Inotify,
 }
 
@@ -74,8 +79,20 @@ impl KernelMarker {
     pub fn new(group: Arc<Group>) -> Result<Self, SyscallError> {
         Ok(Self {
             group,
+            overlays: None,
             inotify: Inotify::new()?,
         })
+    }
+
+    /// The group for marks on what this is. Without overlays in scope, nothing
+    /// is asked.
+    fn group(&self, at: BorrowedFd<'_>) -> &Arc<Group> {
+        let is_overlay =
+            || file::filesystem_kind(at).is_ok_and(|kind| kind == FilesystemKind::Overlay);
+        match &self.overlays {
+            Some(overlays) if is_overlay() => overlays,
+            _ => &self.group,
+        }
     }
 }
 
@@ -89,7 +106,7 @@ impl Marker for KernelMarker {
     }
 
     fn mark_in(&self, inside: &InDirectory<'_>, name: &CStr) -> Result<(), MarkError> {
-        self.group.mark_directory_in(inside, name)
+        self.group(inside.fd()).mark_directory_in(inside, name)
     }
 
     fn unwatch(&self, watch: WatchId) {
@@ -97,16 +114,22 @@ impl Marker for KernelMarker {
     }
 
     fn mark(&self, directory: &OwnedFd) -> Result<(), MarkError> {
-        self.group.mark_directory(directory.as_fd())
+        let at = directory.as_fd();
+        self.group(at).mark_directory(at)
     }
 
     fn unmark(&self, directory: &OwnedFd) {
         // Absent is what is wanted; a mark that stays costs events, not safety.
-        let _stays_at_worst = self.group.unmark_directory(directory.as_fd());
+        let at = directory.as_fd();
+        let _stays_at_worst = self.group(at).unmark_directory(at);
     }
 
     fn mark_file(&self, file: &OwnedFd) -> Result<(), MarkError> {
-        self.group.mark_inode(file.as_fd())
+        self.group(file.as_fd()).mark_inode(file.as_fd())
+    }
+
+    fn use_for_overlays(&mut self, group: Arc<Group>) {
+        self.overlays = Some(group);
     }
 
     fn read<'a>(&self, buffer: &'a mut InotifyBuffer) -> Result<InotifyEvents<'a>, SyscallError> {

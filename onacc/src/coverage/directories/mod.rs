@@ -71,6 +71,9 @@ pub enum DirectoriesMessage {
         /// Exclude paths.
         excludes: Vec<PathBuf>,
     },
+    /// Marks on overlays go into this group; to be sent before the policy that
+    /// knows the first of them.
+    Overlays(Arc<Group>),
     /// All inode marks of the group are gone (`Group::flush_inode_marks`): they
     /// are placed again.
     MarksLost,
@@ -278,6 +281,7 @@ impl<M: Marker> Directories<M> {
                     self.names = Names::new(&includes, &excludes, self.links.reach);
                     self.look_at_all(false);
                 }
+                DirectoriesMessage::Overlays(group) => self.marker.use_for_overlays(group),
                 DirectoriesMessage::MarksLost => {
                     tracing::debug!("onacc: directory marks are placed again");
                     self.look_at_all(false);

@@ -7,7 +7,8 @@
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 
-use crate::kernel::mounts::{MountTable, is_below};
+use crate::intake::{LaneId, lane_of};
+use crate::kernel::mounts::{Mount, MountTable, is_below};
 use crate::policy::Side;
 
 /// How far an include path reaches.
@@ -54,12 +55,27 @@ const PSEUDO: &[&str] = &[
     "tracefs",
 ];
 
-/// Whether a filesystem of this type (as the mount table names it) is left out
-/// unless it is named: it has no files that could be infected, or its opens can
-/// wait for others, which one reader for all directories must not
-/// (`intake::lanes`).
-pub fn is_pseudo(kind: &str) -> bool {
-    PSEUDO.contains(&kind) || crate::intake::opens_can_block(kind)
+/// Whether a filesystem is left out of the walk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LeftOut {
+    /// It is not.
+    No,
+    /// Unless it is named: it has no files that could be infected.
+    UnlessNamed,
+    /// Always: its opens can wait for others, which one reader for all
+    /// directories, and one thread that walks them, must not (`intake::lanes`).
+    Always,
+}
+
+/// Whether what is mounted there is left out.
+pub fn left_out(mount: &Mount, mounts: &MountTable) -> LeftOut {
+    if PSEUDO.contains(&mount.kind.as_str()) {
+        return LeftOut::UnlessNamed;
+    }
+    match lane_of(mount, mounts) {
+        LaneId::Plain | LaneId::Overlay => LeftOut::No,
+        LaneId::Own(_) => LeftOut::Always,
+    }
 }
 
 /// The include and exclude paths: absolute, without symlinks.
@@ -88,9 +104,14 @@ impl Names {
 
     /// What becomes of the directory at `path`, which lies on this side of the
     /// border. `None`: nothing, it is not followed.
-    pub fn plan(&self, path: &[u8], side: Side, pseudo: bool) -> Option<Plan> {
+    pub fn plan(&self, path: &[u8], side: Side, left_out: LeftOut) -> Option<Plan> {
         let named = self.is_named(path);
-        let inside = side == Side::Inside && (named || !pseudo);
+        let open_to_us = match left_out {
+            LeftOut::No => true,
+            LeftOut::UnlessNamed => named,
+            LeftOut::Always => false,
+        };
+        let inside = side == Side::Inside && open_to_us;
         let whole = inside && self.reach == Reach::Whole;
         let mark = whole || (inside && named);
         let leads_on = || {
@@ -219,12 +240,18 @@ mod tests {
     #[test]
     fn what_is_inside_is_walked_and_the_way_to_it_is_watched() {
         let names = names(&["/home/anna", "/srv"], &["/srv/x"], Reach::Whole);
-        assert_eq!(names.plan(b"/", Side::Outside, false), WAY);
-        assert_eq!(names.plan(b"/home", Side::Outside, false), WAY);
-        assert_eq!(names.plan(b"/home/anna", Side::Inside, false), WHOLE);
-        assert_eq!(names.plan(b"/home/berta", Side::Outside, false), None);
-        assert_eq!(names.plan(b"/srv/x", Side::Outside, false), None);
-        assert_eq!(names.plan(b"/srv/proc", Side::Inside, true), None);
+        assert_eq!(names.plan(b"/", Side::Outside, LeftOut::No), WAY);
+        assert_eq!(names.plan(b"/home", Side::Outside, LeftOut::No), WAY);
+        assert_eq!(names.plan(b"/home/anna", Side::Inside, LeftOut::No), WHOLE);
+        assert_eq!(names.plan(b"/home/berta", Side::Outside, LeftOut::No), None);
+        assert_eq!(names.plan(b"/srv/x", Side::Outside, LeftOut::No), None);
+        for left_out in [LeftOut::UnlessNamed, LeftOut::Always] {
+            assert_eq!(names.plan(b"/srv/proc", Side::Inside, left_out), None);
+        }
+        let only = Names::new(&["/srv/proc".into()], &[], Reach::Whole);
+        let plan = |left_out| only.plan(b"/srv/proc", Side::Inside, left_out);
+        assert_eq!(plan(LeftOut::UnlessNamed), WHOLE);
+        assert_eq!(plan(LeftOut::Always), None);
         let ways: Vec<_> = names.ways_from(b"/").collect();
         assert_eq!(ways, [&b"home"[..], b"srv"]);
         assert_eq!(names.ways_from(b"/home/anna").count(), 0);
@@ -233,10 +260,10 @@ mod tests {
     #[test]
     fn an_excluded_directory_is_passed_where_an_include_lies_below() {
         let names = names(&["/home", "/home/a/b/c"], &["/home/a"], Reach::Whole);
-        assert_eq!(names.plan(b"/home/a", Side::Outside, false), WAY);
-        assert_eq!(names.plan(b"/home/a/b", Side::Outside, false), WAY);
-        assert_eq!(names.plan(b"/home/a/x", Side::Outside, false), None);
-        assert_eq!(names.plan(b"/home/a/b/c", Side::Inside, false), WHOLE);
+        assert_eq!(names.plan(b"/home/a", Side::Outside, LeftOut::No), WAY);
+        assert_eq!(names.plan(b"/home/a/b", Side::Outside, LeftOut::No), WAY);
+        assert_eq!(names.plan(b"/home/a/x", Side::Outside, LeftOut::No), None);
+        assert_eq!(names.plan(b"/home/a/b/c", Side::Inside, LeftOut::No), WHOLE);
         assert!(names.names_something_below(b"/home/a/b"));
         assert!(!names.names_something_below(b"/home/ab"));
         assert!(names.names_something_in(b"/home/a/b"));
@@ -250,11 +277,11 @@ mod tests {
             mark: true,
             whole: false,
         });
-        assert_eq!(names.plan(b"/in", Side::Inside, false), alone);
-        assert_eq!(names.plan(b"/in/a", Side::Inside, false), WAY);
-        assert_eq!(names.plan(b"/in/a/b", Side::Inside, false), alone);
-        assert_eq!(names.plan(b"/in/x", Side::Inside, false), None);
-        assert_eq!(names.plan(b"/in/a/b/c", Side::Inside, false), None);
+        assert_eq!(names.plan(b"/in", Side::Inside, LeftOut::No), alone);
+        assert_eq!(names.plan(b"/in/a", Side::Inside, LeftOut::No), WAY);
+        assert_eq!(names.plan(b"/in/a/b", Side::Inside, LeftOut::No), alone);
+        assert_eq!(names.plan(b"/in/x", Side::Inside, LeftOut::No), None);
+        assert_eq!(names.plan(b"/in/a/b/c", Side::Inside, LeftOut::No), None);
     }
 
     #[test]
@@ -289,7 +316,7 @@ mod tests {
             let mut at = Vec::new();
             while at != path.as_bytes() {
                 let here: &[u8] = if at.is_empty() { b"/" } else { &at };
-                prop_assert!(names.plan(here, Side::Outside, false).is_some());
+                prop_assert!(names.plan(here, Side::Outside, LeftOut::No).is_some());
                 let next = names.ways_from(here).find(|name| {
                     let rest = &path.as_bytes()[at.len() + 1..];
                     rest.split(|byte| *byte == b'/').next() == Some(name)

@@ -286,8 +286,8 @@ impl<M: Marker> Directories<M> {
         let Some(side) = self.policy.side_of_directory(mount, &self.path) else {
             return Wanted::No;
         };
-        let pseudo = super::names::is_pseudo(&mount.kind);
-        let plan = self.names.plan(&self.path, side, pseudo);
+        let left_out = super::names::left_out(mount, &self.policy.mounts);
+        let plan = self.names.plan(&self.path, side, left_out);
         if !plan.is_some_and(|plan| plan.mark) {
             return Wanted::No;
         }

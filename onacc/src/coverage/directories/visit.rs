@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use nix::fcntl::AtFlags;
 use nix::sys::stat::{SFlag, fstatat};
 
-use super::names::{self, Plan};
+use super::names::{self, LeftOut, Plan};
 use super::opening::{is_gone, open_at, open_in};
 use super::quick::Alike;
 use super::tree::{NodeId, State};
@@ -157,7 +157,11 @@ impl<M: Marker> Directories<M> {
                 Identity::New
             }
         };
-        self.place_mark(id, plan, &fd);
+        // A moment ago, by its parent's listing (`quick`).
+        let just_marked = before.marked && !before.settled && identity == Identity::Same;
+        if !just_marked || !plan.mark {
+            self.place_mark(id, plan, &fd);
+        }
         let unwatched = self.tree.state(id).unwatched;
         let list = identity != Identity::Same
             || visit.deep
@@ -195,15 +199,16 @@ impl<M: Marker> Directories<M> {
     /// What becomes of the directory at `self.path`. One that cannot be placed
     /// is taken for inside.
     fn plan(&self, stat: &FileStat) -> Option<Plan> {
-        let (side, pseudo) = match self.policy.mounts.get(stat.mount) {
+        let mounts = &self.policy.mounts;
+        let (side, left_out) = match mounts.get(stat.mount) {
             Some(mount) => (
                 self.policy.side_of_directory(mount, &self.path),
-                names::is_pseudo(&mount.kind),
+                names::left_out(mount, mounts),
             ),
-            None => (None, false),
+            None => (None, LeftOut::No),
         };
         self.names
-            .plan(&self.path, side.unwrap_or(Side::Inside), pseudo)
+            .plan(&self.path, side.unwrap_or(Side::Inside), left_out)
     }
 
     /// Notes the watch of a directory, and whether it is the one that was known.

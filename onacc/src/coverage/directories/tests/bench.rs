@@ -78,6 +78,9 @@ impl Marker for Scarce {
     fn mark_file(&self, file: &OwnedFd) -> Result<(), MarkError> {
         self.kernel.mark_file(file)
     }
+    fn use_for_overlays(&mut self, group: Arc<Group>) {
+        self.kernel.use_for_overlays(group);
+    }
     fn read<'a>(&self, buffer: &'a mut InotifyBuffer) -> Result<InotifyEvents<'a>, SyscallError> {
         self.kernel.read(buffer)
     }
