@@ -99,6 +99,11 @@ impl Rules {
         &self.programs
     }
 
+    /// Whether there are patterns that can leave out a directory.
+    pub fn speak_of_directories(&self) -> bool {
+        self.directories.is_some()
+    }
+
     /// Whether a pattern leaves out what lies in this directory.
     pub fn leaves_out_directory(&self, directory: &[u8]) -> bool {
         let directories = self.directories.as_ref();

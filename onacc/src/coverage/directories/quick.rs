@@ -42,7 +42,8 @@ impl<M: Marker> Directories<M> {
         }
         let mounts = &self.policy.mounts;
         let counted = |mount: &Mount| COUNTED.contains(&mount.kind.as_str());
-        let alike = !self.names.names_something_deeper(&self.path)
+        let alike = !self.policy.rules.speak_of_directories()
+            && !self.names.names_something_deeper(&self.path)
             && !names::has_mounts_deeper(mounts, &self.path);
         alike.then_some(Alike {
             mount: stat.mount,
