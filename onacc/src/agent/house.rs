@@ -20,6 +20,7 @@ use crate::coverage::keeper::KeeperMessage;
 use crate::coverage::kind::Kind;
 use crate::coverage::paths::{RealPaths, Tell};
 use crate::intake::{FeedMessage, LaneId, is_keyed, lane_of};
+use crate::kernel::SyscallError;
 use crate::kernel::accounts::AccountWatch;
 use crate::kernel::daemon::Readiness;
 use crate::kernel::database::DatabaseWatch;
@@ -144,8 +145,12 @@ impl Agent {
         readiness: Option<Readiness>,
     ) -> Result<(), AgentError> {
         let table_file = mounts::open_table()?;
-        let accounts = AccountWatch::new()?;
-        let mut database = DatabaseWatch::new(&self.settings.database_directory)?;
+        // Protection is on: from here on it goes on without what cannot be had.
+        let mut accounts = or_without(AccountWatch::new(), "users are looked up once a minute");
+        let mut database = or_without(
+            DatabaseWatch::new(&self.settings.database_directory),
+            "a signature database without a version goes unnoticed",
+        );
         let mut loading = Database::default();
         if let Some(readiness) = readiness {
             readiness.report();
@@ -158,12 +163,18 @@ impl Agent {
             let next = [Some(look_at), house.wake_at(), loading.next()];
             let until = next.into_iter().flatten().min();
             let ended = self.threads.ended.wake.clone();
+            let readable = PollFlags::POLLIN;
+            let nothing = (ended.as_fd(), PollFlags::empty());
             let [signal, mounts, passwd, signatures, end] = sleep(
                 [
                     (signals.as_fd(), PollFlags::POLLIN),
                     (table_file.as_fd(), PollFlags::POLLPRI),
-                    (accounts.as_fd(), PollFlags::POLLIN),
-                    (database.as_fd(), PollFlags::POLLIN),
+                    accounts
+                        .as_ref()
+                        .map_or(nothing, |watch| (watch.as_fd(), readable)),
+                    database
+                        .as_ref()
+                        .map_or(nothing, |watch| (watch.as_fd(), readable)),
                     (ended.as_fd(), PollFlags::POLLIN),
                 ],
                 until,
@@ -188,9 +199,13 @@ impl Agent {
             }
             if house.may_reload() {
                 self = self.reload(&mut house);
-                database.follow(&self.settings.database_directory);
+                if let Some(database) = &mut database {
+                    database.follow(&self.settings.database_directory);
+                }
             }
-            if signatures || Instant::now() >= look_at {
+            if let Some(database) = &mut database
+                && (signatures || Instant::now() >= look_at)
+            {
                 loading.note(database.touched(), Instant::now());
             }
             if loading.is_due(Instant::now()) {
@@ -201,7 +216,11 @@ impl Agent {
                 self.follow_mounts(mounts);
                 look_at = Instant::now() + LOOK_EVERY;
             }
-            if (passwd && accounts.changed()) || Instant::now() >= resolve_at {
+            let resolve = Instant::now() >= resolve_at;
+            let changed = accounts
+                .as_mut()
+                .is_some_and(|accounts| (passwd || resolve) && accounts.changed());
+            if changed || resolve {
                 self.follow_accounts();
                 resolve_at = Instant::now() + RESOLVE_EVERY;
             }
@@ -306,6 +325,12 @@ fn filter_bits(filesystem: &NewFilesystem) -> Filesystem {
         Filesystem::TRUE_SIZES
     };
     Filesystem(keyed | true_sizes)
+}
+
+/// What could be had, or a line that says what follows from its absence.
+fn or_without<T>(made: Result<T, SyscallError>, then: &str) -> Option<T> {
+    made.inspect_err(|error| tracing::warn!("onacc: {error}; {then}"))
+        .ok()
 }
 
 fn place_of(filesystem: &NewFilesystem) -> String {
