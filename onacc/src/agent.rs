@@ -316,6 +316,7 @@ impl Agent {
                 stop: Arc::clone(&stop),
                 proc: Proc::open()?,
                 feeders: streams.then(|| Feeders::start(&jobs)).transpose()?,
+                matcher: clamds::matcher(&settings)?,
             },
         );
         let prescan = Prescan::new(jobs.clone(), FdBudget::new(MOST_PRESCANS));

@@ -125,9 +125,14 @@ struct Output {
 impl Agent {
     /// Prepares an agent that asks this clamd; prevention is off unless set.
     pub fn builder<S: ClamdSocket + ?Sized>(clamd: &S) -> AgentBuilder {
+        Self::without_clamd().option(&format!("LocalSocket {}", clamd.socket_path().display()))
+    }
+
+    /// Prepares an agent that is still to be told what clamd to ask.
+    pub fn without_clamd() -> AgentBuilder {
         AgentBuilder {
             binary: binary(),
-            options: vec![format!("LocalSocket {}", clamd.socket_path().display())],
+            options: Vec::new(),
             args: Vec::new(),
             log: None,
             directory: env::temp_dir(),

@@ -45,15 +45,18 @@ pub struct RequestInfo {
     pub command: String,
     /// The file that came with `FILDES`.
     pub file: Option<File>,
+    /// What came with `INSTREAM`.
+    pub stream: Option<Vec<u8>>,
     /// When it came.
     pub received: Instant,
 }
 
 impl RequestInfo {
-    /// What the passed file holds at this moment; its offset is left alone.
+    /// What the passed file holds at this moment (its offset is left alone), or
+    /// what was streamed.
     pub fn content(&self) -> Vec<u8> {
         let Some(file) = &self.file else {
-            return Vec::new();
+            return self.stream.clone().unwrap_or_default();
         };
         let mut bytes = Vec::new();
         let mut buffer = vec![0; 64 << 10];
@@ -99,6 +102,11 @@ impl Behaviour {
     /// What clamd does: `PONG`, a version, EICAR or OK.
     pub const fn usual() -> Self {
         Self::at_once(Answer::Usual)
+    }
+
+    /// The same, as a script.
+    pub fn usual_for(_: &RequestInfo) -> Self {
+        Self::usual()
     }
 
     /// `<id>: <text>`; for a `FILDES`, `<id>: fd[10]: <text>`.
@@ -371,24 +379,25 @@ fn serve(shared: &Arc<Shared>, connection: usize, stream: &UnixStream) -> io::Re
     let mut session = None;
     loop {
         while let Some((command, used)) = next_command(&bytes, !files.is_empty()) {
+            let content = (command == "INSTREAM").then(|| streamed(&bytes[..used]));
             bytes.drain(..used);
             let id = session.map_or(0, |last: u32| last + 1);
             match command.as_str() {
                 "IDSESSION" => session = Some(0),
                 "END" => {
-                    note(shared, connection, 0, command, None);
+                    note(shared, connection, 0, command, (None, None));
                     return Ok(());
                 }
                 _ => {
                     session = session.map(|_| id);
                     let file = (command == "FILDES" && !files.is_empty()).then(|| files.remove(0));
-                    let request = note(shared, connection, id, command, file);
+                    let request = note(shared, connection, id, command, (file, content));
                     let stream = stream.try_clone()?;
                     shared.spawn(move |shared| answer(shared, request, &stream));
                     continue;
                 }
             }
-            note(shared, connection, 0, command, None);
+            note(shared, connection, 0, command, (None, None));
         }
         if receive(stream, &mut bytes, &mut files)? == 0 {
             return Ok(());
@@ -405,10 +414,34 @@ fn next_command(bytes: &[u8], has_file: bool) -> Option<(String, usize)> {
     };
     let end = bytes.iter().position(|byte| *byte == end_mark)?;
     let command = String::from_utf8_lossy(&bytes[1.min(end)..end]).into_owned();
+    if command == "INSTREAM" {
+        let mut at = end + 1;
+        loop {
+            let header = bytes.get(at..at + 4)?;
+            let length = u32::from_be_bytes(header.try_into().ok()?) as usize;
+            at += 4 + length;
+            if length == 0 {
+                return Some((command, at));
+            }
+        }
+    }
     if command != "FILDES" {
         return Some((command, end + 1));
     }
     (bytes.len() > end + 1 && has_file).then_some((command, end + 2))
+}
+
+/// What the chunks of a whole `INSTREAM` hold.
+fn streamed(command: &[u8]) -> Vec<u8> {
+    let mut at = "zINSTREAM\0".len();
+    let mut content = Vec::new();
+    while let Some(header) = command.get(at..at + 4) {
+        let length = u32::from_be_bytes(header.try_into().unwrap_or_default()) as usize;
+        let chunk = command.get(at + 4..at + 4 + length).unwrap_or_default();
+        content.extend(chunk);
+        at += 4 + length;
+    }
+    content
 }
 
 /// One recvmsg: appends bytes and passed files, returns the number of bytes.
@@ -442,13 +475,14 @@ fn note(
     connection: usize,
     id: u32,
     command: String,
-    file: Option<File>,
+    (file, stream): (Option<File>, Option<Vec<u8>>),
 ) -> (usize, RequestInfo) {
     let request = RequestInfo {
         connection,
         id,
         command,
         file,
+        stream,
         received: Instant::now(),
     };
     let mut state = shared.state();
@@ -460,7 +494,7 @@ fn note(
         received: request.received,
         answered: None,
     });
-    if request.command == "FILDES" {
+    if is_scan(&request.command) {
         state.scans += 1;
         state.peak = state.peak.max(state.scans);
     }
@@ -468,6 +502,10 @@ fn note(
     drop(state);
     shared.changed.notify_all();
     (place, request)
+}
+
+fn is_scan(command: &str) -> bool {
+    matches!(command, "FILDES" | "INSTREAM")
 }
 
 /// Does what the script says.
@@ -489,7 +527,7 @@ fn answer(shared: &Arc<Shared>, (place, request): (usize, RequestInfo), stream: 
         Answer::Raw(bytes) => Some(bytes),
     };
     let mut state = shared.state();
-    if request.command == "FILDES" {
+    if is_scan(&request.command) {
         state.scans -= 1;
     }
     if let Some(bytes) = bytes.filter(|_| !gone(&state)) {
@@ -513,6 +551,7 @@ fn reply_bytes(request: &RequestInfo, text: &str) -> Vec<u8> {
     };
     let subject = match request.command.as_str() {
         "FILDES" => "fd[10]: ",
+        "INSTREAM" => "stream: ",
         _ => "",
     };
     format!("{id}{subject}{text}\0").into_bytes()
@@ -522,8 +561,10 @@ fn usual_text(request: &RequestInfo) -> String {
     match request.command.as_str() {
         "PING" => "PONG".to_owned(),
         "VERSION" => "ClamAV 1.4.6/27000/Sun Nov 22 00:00:00 2026".to_owned(),
-        "FILDES" if request.content().starts_with(&eicar()) => format!("{EICAR_NAME} FOUND"),
-        "FILDES" => "OK".to_owned(),
+        "FILDES" | "INSTREAM" if request.content().starts_with(&eicar()) => {
+            format!("{EICAR_NAME} FOUND")
+        }
+        "FILDES" | "INSTREAM" => "OK".to_owned(),
         _ => "UNKNOWN COMMAND".to_owned(),
     }
 }

@@ -24,6 +24,7 @@ pub mod open;
 pub mod scratch;
 pub mod skip;
 pub mod sys;
+pub mod tls_proxy;
 
 pub use agent::{Agent, Counters, Exited};
 pub use clamd::{Clamd, eicar};
@@ -32,6 +33,7 @@ pub use guard::{Guard, guard};
 pub use open::{Opened, Opening, Outcome, cat, cat_as, open_as, open_within};
 pub use scratch::ScratchFs;
 pub use sys::SharedMapping;
+pub use tls_proxy::TlsProxy;
 
 /// Why a part of the kit could not do its work.
 pub type Result<T, E = String> = std::result::Result<T, E>;

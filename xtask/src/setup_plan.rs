@@ -38,7 +38,7 @@ pub struct Need {
 }
 
 /// All needs that a Debian package meets.
-pub const NEEDS: [Need; 14] = [
+pub const NEEDS: [Need; 15] = [
     Need {
         level: Level::Build,
         sign: "cc",
@@ -86,6 +86,12 @@ pub const NEEDS: [Need; 14] = [
         sign: "mkfs.btrfs",
         package: "btrfs-progs",
         why: "makes btrfs filesystems for the tests",
+    },
+    Need {
+        level: Level::Test,
+        sign: "stunnel4",
+        package: "stunnel4",
+        why: "puts TLS before clamd in the tests",
     },
     Need {
         level: Level::Vm,

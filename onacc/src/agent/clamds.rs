@@ -9,7 +9,7 @@ use crate::config::servers::{Address, Transfer};
 use crate::kernel::wake::Mailbox;
 use crate::observe::counters::ServerCounters;
 use crate::observe::latency::Latencies;
-use crate::scan::{MOST_STREAMS, Pool, Resolver, ServerState, Work};
+use crate::scan::{MOST_STREAMS, Matcher, Pool, Resolver, ServerState, Work};
 
 /// Nothing is spoken yet. Reads certificates and keys.
 pub(super) fn build_pool(
@@ -34,6 +34,21 @@ pub(super) fn build_pool(
     let counters = states.iter().map(|_| ServerCounters::default()).collect();
     let resolver = tcp.then(|| Resolver::start(jobs.clone())).transpose()?;
     Ok((Pool::new(states, resolver), counters))
+}
+
+/// Who names all matches, if that is wanted.
+pub(super) fn matcher(settings: &Settings) -> Result<Option<Matcher>, AgentError> {
+    if !settings.all_match {
+        return Ok(None);
+    }
+    let servers = settings.servers.iter().map(|server| &server.value);
+    let matcher = Matcher::start(servers, settings.bound())?;
+    if matcher.is_none() {
+        tracing::warn!(
+            "onacc: --allmatch: clamd names all matches by path alone, which needs a LocalSocket; over TCP the first match alone is named"
+        );
+    }
+    Ok(matcher)
 }
 
 /// Fds that sessions may need beyond the first.

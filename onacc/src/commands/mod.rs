@@ -1,6 +1,7 @@
 //! The command line: what it takes (`cli`) and what each subcommand does, one
 //! file each. Must not: hold logic of the agent.
 
+mod clamd;
 pub mod cli;
 mod config;
 mod foreign;
@@ -31,11 +32,15 @@ pub fn run(cli: &Cli) -> ExitCode {
         Some(Command::Quarantine { directory, action }) => {
             quarantine::run(cli, directory.as_deref(), action)
         }
-        None if cli.version => {
-            println!("onacc {}", env!("CARGO_PKG_VERSION"));
-            ExitCode::SUCCESS
-        }
-        None => crate::agent::run(cli),
+        None if cli.version => clamd::version(cli),
+        None if cli.wait => match clamd::wait(cli) {
+            Ok(()) => crate::agent::run(cli),
+            Err(status) => status,
+        },
+        None => match cli.ping {
+            Some(ping) => clamd::ping(cli, ping),
+            None => crate::agent::run(cli),
+        },
     }
 }
 

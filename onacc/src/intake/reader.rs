@@ -310,14 +310,20 @@ impl Reader {
         if super::is_excluded_process(&self.policy, &self.own.proc, tid) {
             return Verdict::Unscanned(Unscanned::ExcludedProcess);
         }
+        // Before what is infected is refused: a VirusEvent program reads it, and
+        // clamd by path.
+        if self.is_scanner(tid) {
+            return Verdict::Unscanned(Unscanned::Scanner);
+        }
         if let Some(known) = known {
             return Verdict::Known(subject, known);
         }
-        let identity = &self.links.scanner;
-        if self.strangers.is_scanner(identity, tid, Instant::now()) {
-            return Verdict::Unscanned(Unscanned::Scanner);
-        }
         Verdict::Scan(subject)
+    }
+
+    fn is_scanner(&mut self, tid: i32) -> bool {
+        let identity = &self.links.scanner;
+        self.strangers.is_scanner(identity, tid, Instant::now())
     }
 
     /// Of a file on an overlay: the file beneath, where that is certain. One

@@ -99,6 +99,8 @@ counters! {
     too_long_to_stream,
     /// Bytes of files that were sent in streams.
     streamed_bytes,
+    /// Pieces of files for streams that were not in memory.
+    cold_reads,
     /// Sessions with clamd that were opened.
     sessions,
     /// Connections that failed.

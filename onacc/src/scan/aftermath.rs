@@ -5,6 +5,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use super::matches::{Found, Matcher};
 use crate::coverage::keeper::{CleanFile, InfectedFile, KeeperMessage};
 use crate::kernel::fanotify::{Answer, EventFile};
 use crate::kernel::file::FileStat;
@@ -59,9 +60,19 @@ pub struct Aftermath {
     /// clamd's version and that of its database, for the quarantine's records.
     database: Arc<str>,
     failures: FailureLines,
+    /// Names all matches, where that is wanted.
+    matcher: Option<Matcher>,
 }
 
 impl Aftermath {
+    /// Nothing is to be done yet.
+    pub fn new(matcher: Option<Matcher>) -> Self {
+        Self {
+            matcher,
+            ..Self::default()
+        }
+    }
+
     /// Something for when the answers are out.
     pub fn push(&mut self, after: After) {
         self.list.push_back(after);
@@ -95,6 +106,13 @@ impl Aftermath {
             report::infected(path, names, &infected.signature);
         }
         infected.openers.report(names);
+        if let Some(matcher) = &self.matcher {
+            matcher.tell_more(Found {
+                paths: infected.paths.clone(),
+                stat: infected.stat,
+                signature: Arc::clone(&infected.signature),
+            });
+        }
         if let (Some(quarantine), Some(file)) = (&links.quarantine, infected.file) {
             quarantine.send(Request {
                 file,
@@ -114,6 +132,7 @@ impl Default for Aftermath {
             list: VecDeque::new(),
             database: "".into(),
             failures: FailureLines::default(),
+            matcher: None,
         }
     }
 }

@@ -9,6 +9,7 @@ mod aftermath;
 mod backoff;
 mod book;
 mod feeder;
+mod matches;
 mod openers;
 #[cfg(test)]
 mod orders;
@@ -27,6 +28,7 @@ use crate::kernel::fanotify::{Answer, EventFile, PendingEvent};
 use crate::kernel::file::FileStat;
 
 pub use feeder::{Chunk, Feeders};
+pub use matches::Matcher;
 pub use pool::Pool;
 pub use prescan::{Prescan, PrescanMessage, PrescanRefused, Prescanner, Written};
 pub use resolver::{Resolver, socket_inode};

@@ -19,6 +19,7 @@ use nix::poll::{PollFd, PollFlags};
 use super::aftermath::{After, Aftermath, Infected};
 use super::book::{Book, Place};
 use super::feeder::Feeders;
+use super::matches::Matcher;
 use super::openers::Openers;
 use super::pool::Pool;
 use super::versions::Versions;
@@ -91,6 +92,8 @@ pub struct Links {
     pub proc: Proc,
     /// Read what is not in memory; there if files are streamed.
     pub feeders: Option<Feeders>,
+    /// Names all matches, where that is wanted.
+    pub matcher: Option<Matcher>,
 }
 
 /// State of the loop.
@@ -110,7 +113,7 @@ pub struct Service {
 
 impl Service {
     /// A service that has not begun.
-    pub fn new(limits: Limits, pool: Pool, links: Links) -> Self {
+    pub fn new(limits: Limits, pool: Pool, mut links: Links) -> Self {
         let now = Instant::now();
         Self {
             book: Book::new(limits.max_scans),
@@ -120,8 +123,8 @@ impl Service {
             next_look: now,
             look_from: 0,
             limits,
+            after: Aftermath::new(links.matcher.take()),
             links,
-            after: Aftermath::default(),
         }
     }
 

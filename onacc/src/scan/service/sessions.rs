@@ -21,6 +21,8 @@ use crate::scan::resolver::some_address;
 const SILENCE: Duration = Duration::from_millis(500);
 /// How often clamd is asked for the version of its database.
 const VERSION_EVERY: Duration = Duration::from_secs(5);
+/// How long a session without scans may be silent while another server is well.
+const IDLE_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a connection may take to come about, at most.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 
@@ -274,6 +276,7 @@ impl Service {
     }
 
     fn read_elsewhere(&mut self, pick: Pick, (line, token): (u64, u64), offset: u64) {
+        self.links.counters.cold_reads.up();
         let file = self
             .book
             .get(token)
@@ -334,10 +337,9 @@ impl Service {
             let ended = if !session.wire().is_connected() && now >= line.since + connect {
                 Err(SessionError::ConnectTimedOut(connect))
             } else if others
-                && session.has_scans()
                 && session
                     .awaits_sign_since()
-                    .is_some_and(|since| now >= since + failover)
+                    .is_some_and(|since| now >= since + patience(session.has_scans(), failover))
             {
                 Err(SessionError::Silent)
             } else if session.awaits_sign_since().is_some() {
@@ -370,8 +372,8 @@ impl Service {
                     next = next.min(line.since + self.connect_limit());
                 }
                 match session.awaits_sign_since() {
-                    Some(since) if several && session.has_scans() => {
-                        next.min(since + self.failover_after())
+                    Some(since) if several => {
+                        next.min(since + patience(session.has_scans(), self.failover_after()))
                     }
                     Some(_) => next,
                     None => {
@@ -403,5 +405,15 @@ impl Service {
 
     fn keep_alive(&self) -> Duration {
         (self.limits.read_timeout / 4).clamp(Duration::from_secs(1), Duration::from_secs(30))
+    }
+}
+
+/// How long a silent session is kept while another server is well. One without
+/// scans is only tried anew: what it was asked may have been lost.
+fn patience(has_scans: bool, failover: Duration) -> Duration {
+    if has_scans {
+        failover
+    } else {
+        failover.max(IDLE_PATIENCE)
     }
 }
