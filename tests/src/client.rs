@@ -47,6 +47,22 @@ impl Session {
         Ok(self.count())
     }
 
+    /// Has the content of an open file scanned, sent in chunks; returns the id of
+    /// the request.
+    pub fn instream(&mut self, mut file: &File) -> io::Result<u32> {
+        self.stream.write_all(b"zINSTREAM\0")?;
+        let mut chunk = vec![0; 4 + (64 << 10)];
+        loop {
+            let count = file.read(&mut chunk[4..])?;
+            let length = u32::try_from(count).unwrap_or_default().to_be_bytes();
+            chunk[..4].copy_from_slice(&length);
+            self.stream.write_all(&chunk[..4 + count])?;
+            if count == 0 {
+                return Ok(self.count());
+            }
+        }
+    }
+
     /// Sends a command without a file; returns the id of the request.
     pub fn command(&mut self, name: &str) -> io::Result<u32> {
         self.stream.write_all(format!("z{name}\0").as_bytes())?;

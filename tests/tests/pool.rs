@@ -118,10 +118,13 @@ fn scans_are_shared_by_weight() {
         assert!(open_all(part, LIMIT).iter().all(Opened::is_open));
     }
     let (few, many) = (two.scans(0) - before[0], two.scans(1) - before[1]);
-    assert_eq!(few + many, 160);
+    assert!(few + many >= 160);
     assert!((15..=65).contains(&few), "{few} and {many}");
-    assert_eq!(counter(&agent, "server1_clean"), two.scans(0) as u64);
-    assert_eq!(counter(&agent, "server2_clean"), two.scans(1) as u64);
+    // Prescans may be under way, and what is answered is counted after that.
+    assert!(wait_until(SOON, || {
+        counter(&agent, "server1_clean") == two.scans(0) as u64
+            && counter(&agent, "server2_clean") == two.scans(1) as u64
+    }));
     assert!(counter(&agent, "opener_wait_count") >= 160);
 }
 

@@ -15,6 +15,7 @@ mod excluded_uid;
 mod first_opens;
 mod floor;
 mod json;
+mod large_files;
 mod machine;
 mod memory;
 mod opens;
@@ -50,10 +51,11 @@ use crate::{
 type Workload = fn(&Stage) -> Result<Vec<Row>>;
 
 /// The workloads, by the names that FILTER is looked for in.
-const WORKLOADS: [(&str, Workload); 9] = [
+const WORKLOADS: [(&str, Workload); 10] = [
     ("opens", opens::measure),
     ("excluded-uid", excluded_uid::measure),
     ("first-opens", first_opens::measure),
+    ("large-files", large_files::measure),
     ("start-up", startup::measure),
     ("memory", memory::measure),
     ("sources", tar::measure),

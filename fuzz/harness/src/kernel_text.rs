@@ -1,8 +1,10 @@
 use onacc::kernel::mounts::MountTable;
 use onacc::kernel::procfs::parse_stat;
 use onacc::policy::Scope;
+use onacc::scan::socket_inode;
 
-/// Text from the kernel that holds names anyone may choose: mountinfo, stat.
+/// Text from the kernel that holds names anyone may choose (mountinfo, stat), and
+/// its table of connections.
 pub fn kernel_text(bytes: &[u8]) {
     let table = MountTable::parse(bytes);
     let scope = Scope::build(&["/a".into(), "/a/b/c".into()], &["/a/b".into()], &table);
@@ -10,4 +12,6 @@ pub fn kernel_text(bytes: &[u8]) {
         let _ = scope.side_of_opened(mount, b"/a/b/c/d");
     }
     let _ = parse_stat(bytes);
+    let here = ([127, 0, 0, 1], 3310).into();
+    let _ = socket_inode(&String::from_utf8_lossy(bytes), here, here);
 }
