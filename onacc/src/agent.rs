@@ -29,7 +29,8 @@ use crate::coverage::mount_marks::MountMarks;
 use crate::coverage::paths::{PathError, RealPaths, Tell};
 use crate::coverage::tiers;
 use crate::intake::{
-    Ended, Feed, FeedLinks, FeedMessage, LaneError, Lanes, ReaderLinks, ScannerIdentity,
+    Arrivals, ArrivalsMessage, Ended, Feed, FeedLinks, FeedMessage, LaneError, Lanes, ReaderLinks,
+    ScannerIdentity,
 };
 use crate::kernel::bpf::{BpfError, Controls, FilterCounters, FilterPlane, OpenFeed, Tags};
 use crate::kernel::daemon;
@@ -212,6 +213,7 @@ struct Agent {
     filter_counters: Option<Arc<FilterCounters>>,
     controls: Option<Controls>,
     feed: Option<Mailbox<FeedMessage>>,
+    arrivals: Option<Arc<Arrivals>>,
 }
 
 /// Threads, and how they are told to end or tell that they have.
@@ -334,10 +336,12 @@ impl Agent {
             verdicts: Arc::clone(&verdicts),
             scanner,
             tags: filter.tags.map(Arc::new),
+            extra_scanning: settings.extra_scanning,
             counters: Arc::clone(&counters),
             on_failure,
             tell_large: settings.log.verbose,
         };
+        let arrivals = start_arrivals((&settings, kind), &prescans, (&counters, &policy));
         let feed = match feed {
             None => None,
             Some(feed) => {
@@ -395,6 +399,7 @@ impl Agent {
             filter_counters,
             controls: filter.controls,
             feed,
+            arrivals,
             settings,
         };
         agent.tell_filter();
@@ -489,6 +494,9 @@ impl Agent {
         if let Some(feed) = &self.feed {
             feed.send(FeedMessage::Stop);
         }
+        if let Some(arrivals) = &self.arrivals {
+            arrivals.tell(ArrivalsMessage::Stop);
+        }
         self.threads.stop.store(true, Ordering::Release);
         self.jobs_waker.waker().notify();
         process::wait_for(&self.threads.service, until);
@@ -508,6 +516,33 @@ impl Agent {
             && self.threads.service.is_finished()
             && self.threads.keeper.is_finished();
         self.threads.unwatched.store(all_ended, Ordering::Release);
+    }
+}
+
+/// `OnAccessExtraScanning`, where the coverage is of whole trees.
+fn start_arrivals(
+    (settings, kind): (&Settings, Kind),
+    prescans: &Mailbox<PrescanMessage>,
+    (counters, policy): (&Arc<Counters>, &Arc<Policy>),
+) -> Option<Arc<Arrivals>> {
+    if !settings.extra_scanning {
+        return None;
+    }
+    if kind == Kind::Directory(Reach::NamedAlone) {
+        tracing::warn!("onacc: OnAccessExtraScanning has no effect with OnAccessDisableDDD");
+        return None;
+    }
+    match Arrivals::start(prescans.clone(), Arc::clone(counters), Arc::clone(policy)) {
+        Ok(arrivals) => {
+            tracing::info!("ClamInotif: extra scanning on inotify events enabled");
+            Some(arrivals)
+        }
+        Err(error) => {
+            tracing::warn!(
+                "onacc: OnAccessExtraScanning: {error}; files are scanned when they are opened or closed after writing"
+            );
+            None
+        }
     }
 }
 

@@ -103,6 +103,7 @@ impl Site {
         }
         let links = ReaderLinks {
             tags: None,
+            extra_scanning: false,
             budget: FdBudget::new(64),
             jobs: jobs.clone(),
             prescans: Mailbox::new().expect("a mailbox"),

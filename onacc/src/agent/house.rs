@@ -19,7 +19,7 @@ use crate::coverage::filesystems::NewFilesystem;
 use crate::coverage::keeper::KeeperMessage;
 use crate::coverage::kind::Kind;
 use crate::coverage::paths::{RealPaths, Tell};
-use crate::intake::{FeedMessage, LaneId, is_keyed, lane_of};
+use crate::intake::{ArrivalsMessage, FeedMessage, LaneId, is_keyed, lane_of};
 use crate::kernel::SyscallError;
 use crate::kernel::accounts::AccountWatch;
 use crate::kernel::daemon::Readiness;
@@ -59,6 +59,7 @@ impl Agent {
         for filesystem in changes.new {
             let what = filter_bits(&filesystem);
             self.keeper.send(KeeperMessage::Watch(filesystem.dev, what));
+            self.watch_arrivals(&filesystem);
             if self.kind == Kind::Filesystem {
                 self.mark_one(&filesystem, table);
             } else {
@@ -91,6 +92,18 @@ impl Agent {
         );
     }
 
+    fn watch_arrivals(&self, filesystem: &NewFilesystem) {
+        let Some(arrivals) = &self.arrivals else {
+            return;
+        };
+        if let Err(error) = arrivals.watch(filesystem.dev, filesystem.root()) {
+            tracing::warn!(
+                "onacc: OnAccessExtraScanning: what is created in or moved into {} is scanned when it is opened or closed after writing: {error}",
+                place_of(filesystem)
+            );
+        }
+    }
+
     fn mark_one(&mut self, filesystem: &NewFilesystem, table: &MountTable) {
         let known = self.filesystems.is_marked(filesystem.dev);
         let group = match self.lanes.group_for(&filesystem.mount, table) {
@@ -118,6 +131,9 @@ impl Agent {
             .send(PrescanMessage::Policy(Arc::clone(&self.policy)));
         if let Some(feed) = &self.feed {
             feed.send(FeedMessage::Policy(Arc::clone(&self.policy)));
+        }
+        if let Some(arrivals) = &self.arrivals {
+            arrivals.tell(ArrivalsMessage::Policy(Arc::clone(&self.policy)));
         }
         self.lanes.set_policy(&self.policy);
         self.tell_filter();

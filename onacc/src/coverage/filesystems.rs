@@ -5,7 +5,7 @@
 //! keep an fd on a filesystem: it could not be unmounted.
 
 use std::collections::{HashMap, HashSet};
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Weak};
 
 use nix::fcntl::{OFlag, open};
@@ -44,6 +44,13 @@ pub struct NewFilesystem {
     pub mount: Mount,
     unique: Option<u64>,
     root: OwnedFd,
+}
+
+impl NewFilesystem {
+    /// An `O_PATH` fd of a directory on it.
+    pub fn root(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
+    }
 }
 
 /// What a look at the mounts has shown.

@@ -5,6 +5,7 @@
 //! across a system call, no name service, no file, no log line.
 
 mod arrears;
+mod arrivals;
 mod feed;
 mod find;
 mod lanes;
@@ -16,6 +17,7 @@ use crate::kernel::procfs::Proc;
 use crate::observe::counters::Counters;
 use crate::policy::{Policy, Unscanned};
 
+pub use arrivals::{Arrivals, ArrivalsMessage};
 pub use feed::{Feed, FeedLinks, FeedMessage};
 pub use find::is_keyed;
 pub use lanes::{Ended, LaneError, LaneId, Lanes, lane_of};

@@ -60,6 +60,8 @@ pub struct ReaderLinks {
     pub verdicts: Arc<Mutex<VerdictCache>>,
     /// Who is clamd.
     pub scanner: Arc<ScannerIdentity>,
+    /// `OnAccessExtraScanning`.
+    pub extra_scanning: bool,
     /// Who opened last, where eBPF tells.
     pub tags: Option<Arc<Tags>>,
     /// Counts.
@@ -204,12 +206,12 @@ impl Reader {
     }
 
     /// A file was written and closed: scanned before anyone asks, if its verdict
-    /// can be kept.
+    /// can be kept or `OnAccessExtraScanning` wants it.
     fn prescan(&mut self, event: &PendingEvent, stat: FileStat) {
         self.links.counters.closed_after_write.up();
         let handle = event
             .file()
-            .filter(|_| self.policy.stamps_tell(&stat))
+            .filter(|_| self.policy.stamps_tell(&stat) || self.is_extra(&stat))
             .and_then(|file| FileHandle::of(file.as_fd()).ok());
         match handle {
             Some(handle) => {
@@ -218,6 +220,11 @@ impl Reader {
             }
             None => self.links.counters.prescans_skipped.up(),
         }
+    }
+
+    /// Scanned for its own sake, not for the next open's.
+    fn is_extra(&self, stat: &FileStat) -> bool {
+        self.links.extra_scanning && self.policy.opens_at_once(stat)
     }
 
     /// A file was too large, at `--verbose`. Out of scope that is no matter.

@@ -226,6 +226,27 @@ pub fn open_cached_directory(path: &std::path::Path) -> Result<OwnedFd, SyscallE
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Whether an open fd (also `O_PATH`) is of a directory.
+pub fn is_directory(fd: BorrowedFd<'_>) -> bool {
+    nix::sys::stat::fstat(fd).is_ok_and(|stat| stat.st_mode & libc::S_IFMT == libc::S_IFDIR)
+}
+
+/// The id of the filesystem, as fanotify's events carry it (`f_fsid`, statfs(2)).
+///
+/// # Errors
+/// A failed `fstatfs(2)`.
+pub fn filesystem_id(fd: BorrowedFd<'_>) -> Result<[u8; 8], SyscallError> {
+    let mut buffer = MaybeUninit::<libc::statfs>::zeroed();
+    // SAFETY: the buffer is live and of the type that the call fills.
+    if unsafe { libc::fstatfs(fd.as_raw_fd(), buffer.as_mut_ptr()) } != 0 {
+        return Err(SyscallError::last("fstatfs"));
+    }
+    // SAFETY: zeroed memory is a valid `statfs` (integers only), and the call filled it.
+    let id = unsafe { buffer.assume_init() }.f_fsid;
+    // SAFETY: `fsid_t` is two ints, without padding, of which any bits are valid.
+    Ok(unsafe { std::mem::transmute::<libc::fsid_t, [u8; 8]>(id) })
+}
+
 /// Opens, as `O_PATH`, what has this path below `root`: on the same mount, by
 /// no symlink, without following a last one.
 ///

@@ -73,6 +73,9 @@ counters! {
     joined,
     /// Files that were closed after writing.
     closed_after_write,
+    /// Files and directories that came by creation, link or move
+    /// (`OnAccessExtraScanning`).
+    arrivals,
     /// Scans that nobody waited for.
     prescans,
     /// Prescans that were not worth it any more.

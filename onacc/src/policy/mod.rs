@@ -147,6 +147,11 @@ impl Policy {
         self.kind(stat).stamps_tell()
     }
 
+    /// Whether opening this file cannot mean to wait for a server.
+    pub fn opens_at_once(&self, stat: &FileStat) -> bool {
+        self.kind(stat) != FilesystemKind::Foreign
+    }
+
     /// The directories that an overlay is made of, if this file is on one.
     pub fn layers(&self, stat: &FileStat) -> &[std::path::PathBuf] {
         if self.kind(stat) != FilesystemKind::Overlay {

@@ -149,10 +149,7 @@ impl Reader<'_> {
             retries: self.retries(),
             max_scans: count(self.limited("OnAccessMaxThreads", MAX_SCANS, MOST_SCANS)),
             deny_on_error: self.flag("OnAccessDenyOnError", false),
-            extra_scanning: self.not_yet(
-                "OnAccessExtraScanning",
-                "files are scanned when they are opened, not when they are closed or moved",
-            ),
+            extra_scanning: self.flag("OnAccessExtraScanning", false),
             disable_ddd: self.flag("OnAccessDisableDDD", false),
             mount_paths,
             watch_list: self.named_file("WatchList"),
@@ -401,18 +398,6 @@ impl Reader<'_> {
             "{number}: {} is too large, {limit} is used; write at most {limit}",
             number.value
         ));
-    }
-
-    /// A flag that this version reads but does not act on.
-    fn not_yet(&mut self, name: &'static str, instead: &str) -> bool {
-        let flag = self.flags(name).into_iter().next();
-        let Some(flag) = flag.filter(|flag| flag.value) else {
-            return false;
-        };
-        self.warnings.push(format!(
-            "{flag}: this version does not act on it yet: {instead}"
-        ));
-        true
     }
 
     /// One of the words of `W`.

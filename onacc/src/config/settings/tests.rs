@@ -433,16 +433,12 @@ fn clamd_limits_are_taken_as_far_as_they_are_of_use() {
 }
 
 #[test]
-fn what_is_not_done_yet_is_said() {
+fn extra_scanning_and_listed_directories_are_read() {
     let settings = with("OnAccessExtraScanning yes\nOnAccessDisableDDD yes");
     assert!(settings.extra_scanning && settings.disable_ddd);
-    assert_eq!(settings.warnings.len(), 1);
-    assert!(
-        settings.warnings[0]
-            .starts_with("f:3: OnAccessExtraScanning: this version does not act on it yet: ")
-    );
-    let settings = with("OnAccessExtraScanning no\nOnAccessDisableDDD no");
     assert!(settings.warnings.is_empty());
+    let settings = with("OnAccessExtraScanning no\nOnAccessDisableDDD no");
+    assert!(!settings.extra_scanning && !settings.disable_ddd);
 }
 
 #[test]

@@ -4,6 +4,7 @@
 //! permission event is answered exactly once, `marks` places and removes marks.
 //! Must not: know the scope or a verdict.
 
+mod arrivals;
 mod budget;
 #[cfg(test)]
 mod budget_tests;
@@ -13,6 +14,7 @@ mod marks;
 mod outside;
 mod pending;
 
+pub use arrivals::{Arrival, ArrivalWatch, FilesystemId, parse as parse_arrivals};
 pub use budget::{FdBudget, Permit};
 pub use group::{Group, GroupKind, InitError, Opens, ReadBuffer, ReadError, Wanted};
 pub use marks::{MarkError, ProbedFeatures, WriterProbe};

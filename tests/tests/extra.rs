@@ -1,0 +1,184 @@
+//! `OnAccessExtraScanning`: what is created, written, linked or moved into the
+//! scope is scanned before anyone opens it, in both modes, and nothing that is no
+//! regular file is ever opened.
+
+mod common;
+
+use std::{
+    fs,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+    process::Command,
+    thread,
+    time::Duration,
+};
+
+use common::{LIMIT, Site, assert_refused, clean, infected};
+use nix::{
+    fcntl::{AT_FDCWD, AtFlags, OFlag},
+    sys::stat::Mode,
+};
+use onacc_tests::{Agent, agent::AgentBuilder, clamd::wait_until, or_skip, require_root};
+
+fn extra(site: &Site, prevention: bool) -> AgentBuilder {
+    Agent::builder(site.clamd())
+        .prevention(prevention)
+        .include(site.watched())
+        .option("OnAccessExtraScanning yes")
+}
+
+#[track_caller]
+fn assert_reported(agent: &Agent, path: &Path) {
+    let line = format!("{}: ", path.display());
+    let seen = wait_until(LIMIT, || agent.output().contains(&line));
+    assert!(
+        seen,
+        "{} is not reported: {}",
+        path.display(),
+        agent.output()
+    );
+}
+
+/// A tree with infected files, and things that must not be opened.
+fn tree(top: &Path) -> Vec<PathBuf> {
+    let mut bad = Vec::new();
+    for dir in ["", "a", "a/b", "c"] {
+        let dir = top.join(dir);
+        fs::create_dir_all(&dir).unwrap();
+        nix::unistd::mkfifo(&dir.join("fifo"), Mode::S_IRWXU).unwrap();
+        symlink("/dev/zero", dir.join("link")).unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(dir.join("sock")).unwrap();
+        fs::write(dir.join("good"), clean()).unwrap();
+        fs::write(dir.join("bad"), infected()).unwrap();
+        bad.push(dir.join("bad"));
+    }
+    bad
+}
+
+fn assert_all_ways(site: &Site, prevention: bool) {
+    let outside = site.scratch().mkdir("outside");
+    let agent = extra(site, prevention).start();
+    assert!(
+        agent.output().contains("extra scanning"),
+        "{}",
+        agent.output()
+    );
+    let inside = site.watched();
+
+    let written = site.write("written", &infected());
+    assert_reported(&agent, &written);
+    fs::write(outside.join("file"), infected()).unwrap();
+    let moved = inside.join("moved");
+    fs::rename(outside.join("file"), &moved).unwrap();
+    assert_reported(&agent, &moved);
+    fs::write(outside.join("other"), infected()).unwrap();
+    let linked = inside.join("linked");
+    fs::hard_link(outside.join("other"), &linked).unwrap();
+    assert_reported(&agent, &linked);
+
+    let top = outside.join("tree");
+    fs::create_dir(&top).unwrap();
+    let bad = tree(&top);
+    let target = inside.join("tree");
+    fs::rename(&top, &target).unwrap();
+    for path in bad {
+        assert_reported(&agent, &target.join(path.strip_prefix(&top).unwrap()));
+    }
+    let made = inside.join("made");
+    fs::create_dir(&made).unwrap();
+    for path in tree(&made) {
+        assert_reported(&agent, &path);
+    }
+    // A temporary file without a name, linked into place.
+    let flags = OFlag::O_TMPFILE | OFlag::O_WRONLY;
+    let file = nix::fcntl::open(&inside, flags, Mode::S_IRWXU).unwrap();
+    nix::unistd::write(&file, &infected()).unwrap();
+    let unnamed = inside.join("was unnamed");
+    nix::unistd::linkat(&file, "", AT_FDCWD, &unnamed, AtFlags::AT_EMPTY_PATH).unwrap();
+    drop(file);
+    assert_reported(&agent, &unnamed);
+
+    if prevention {
+        assert_refused(&written);
+    }
+    let before = agent.output().matches(" FOUND").count();
+    fs::write(outside.join("far"), infected()).unwrap();
+    fs::rename(outside.join("far"), outside.join("farther")).unwrap();
+    fs::write(inside.join("harmless"), clean()).unwrap();
+    thread::sleep(Duration::from_millis(400));
+    assert_eq!(agent.output().matches(" FOUND").count(), before);
+    assert!(!agent.output().contains("good: "));
+}
+
+#[test]
+fn whatever_comes_is_reported_in_notify_only_mode() {
+    require_root!();
+    assert_all_ways(&or_skip!(Site::ext4()), false);
+}
+
+#[test]
+fn whatever_comes_is_reported_in_prevention_mode() {
+    require_root!();
+    assert_all_ways(&or_skip!(Site::ext4()), true);
+}
+
+#[test]
+fn on_a_tmpfs_too() {
+    require_root!();
+    assert_all_ways(&or_skip!(Site::tmpfs()), false);
+}
+
+#[test]
+fn a_fifo_stops_nothing() {
+    require_root!();
+    let site = or_skip!(Site::ext4());
+    let agent = extra(&site, true).start();
+    for n in 0..20 {
+        let dir = site.watched().join(format!("d{n}"));
+        fs::create_dir(&dir).unwrap();
+        nix::unistd::mkfifo(&dir.join("f"), Mode::S_IRWXU).unwrap();
+    }
+    let bad = site.write("after", &infected());
+    assert_reported(&agent, &bad);
+}
+
+#[test]
+fn many_at_once_are_all_looked_at() {
+    require_root!();
+    let site = or_skip!(Site::ext4());
+    let outside = site.scratch().mkdir("outside/many");
+    for n in 0..600 {
+        let bytes = if n % 10 == 0 { infected() } else { clean() };
+        fs::write(outside.join(format!("f{n:03}")), bytes).unwrap();
+    }
+    let agent = extra(&site, false).start();
+    let target = site.watched().join("many");
+    assert!(
+        Command::new("mv")
+            .arg(&outside)
+            .arg(&target)
+            .status()
+            .unwrap()
+            .success()
+    );
+    for n in (0..600).step_by(10) {
+        assert_reported(&agent, &target.join(format!("f{n:03}")));
+    }
+}
+
+#[test]
+fn without_it_a_file_that_is_moved_in_waits_for_its_first_open() {
+    require_root!();
+    let site = or_skip!(Site::ext4());
+    let outside = site.scratch().write("outside", &infected());
+    let agent = Agent::builder(site.clamd())
+        .prevention(false)
+        .include(site.watched())
+        .start();
+    let path = site.watched().join("moved");
+    fs::rename(&outside, &path).unwrap();
+    thread::sleep(Duration::from_millis(400));
+    assert!(!agent.output().contains(" FOUND"), "{}", agent.output());
+    drop(fs::File::open(&path).unwrap());
+    assert_reported(&agent, &path);
+}
