@@ -11,6 +11,7 @@ mod inotify;
 mod kernel_text;
 mod lists;
 mod log_text;
+mod records;
 mod replies;
 
 pub use btf::btf;
@@ -20,13 +21,15 @@ pub use inotify::inotify;
 pub use kernel_text::kernel_text;
 pub use lists::lists;
 pub use log_text::log_text;
+pub use records::{arrivals, records};
 pub use replies::replies;
 
 /// A parser and what must hold of it.
 pub type Check = fn(&[u8]);
 
 /// All of them, by the names of their fuzz targets and corpora.
-pub const CHECKS: [(&str, Check); 9] = [
+pub const CHECKS: [(&str, Check); 11] = [
+    ("arrivals", arrivals),
     ("btf", btf),
     ("clamd_conf", clamd_conf),
     ("events", events),
@@ -35,5 +38,6 @@ pub const CHECKS: [(&str, Check); 9] = [
     ("lists", lists),
     ("log_text", log_text),
     ("onacc_toml", onacc_toml),
+    ("records", records),
     ("replies", replies),
 ];
