@@ -167,7 +167,12 @@ fn differs_beyond_policy(old: &Settings, new: &Settings) -> bool {
         temporary_directory: None,
         ..settings.without_places()
     };
-    rest(old) != rest(new)
+    // Where processes are left out, the kernel must not refuse by itself.
+    let asks = |settings: &Settings| {
+        let exclusions = &settings.exclusions;
+        !(exclusions.executables.is_empty() && exclusions.cgroups.is_empty())
+    };
+    rest(old) != rest(new) || asks(old) != asks(new)
 }
 
 #[cfg(test)]
@@ -207,6 +212,16 @@ mod tests {
         ] {
             assert!(differs_beyond_policy(&old, &settings(beyond)), "{beyond}");
         }
+        let with = |exclude: &str| {
+            let text = format!(
+                "[clamd]\nLocalSocket = '/s'\n[scope]\nOnAccessIncludePath = '/a'\n[exclude]\n{exclude}\n"
+            );
+            Settings::from_native(text.as_bytes(), std::path::Path::new("n")).unwrap()
+        };
+        let one = with("Cgroup = '/x'");
+        assert!(differs_beyond_policy(&with(""), &one));
+        assert!(!differs_beyond_policy(&one, &with("Cgroup = '/y'")));
+        assert!(!differs_beyond_policy(&with(""), &with("Glob = '*.x'")));
         let moved = Settings::from_bytes(
             b"\n\nLocalSocket /s\nOnAccessIncludePath /a",
             std::path::Path::new("clamd.conf"),

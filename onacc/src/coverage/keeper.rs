@@ -187,7 +187,10 @@ impl Keeper {
         let file = infected.file.as_fd();
         let holds = world.generation() == infected.generation
             && file::stat(file).is_ok_and(|now| stamps::same_version(&now, &infected.stat));
-        let Some(plane) = world.plane.as_mut().filter(|_| holds) else {
+        // The kernel refuses an inode, whatever the name; a pattern may leave out
+        // one of several.
+        let one_name = infected.stat.links <= 1 || !world.policy.rules.has_patterns();
+        let Some(plane) = world.plane.as_mut().filter(|_| holds && one_name) else {
             return;
         };
         match plane.refuse(file, infected.stat.changed, &infected.signature) {

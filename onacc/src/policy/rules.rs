@@ -115,6 +115,11 @@ impl Rules {
         self.directories.is_some() && self.leaves_out_directory(parent(file))
     }
 
+    /// Whether any rule speaks of paths.
+    pub fn has_patterns(&self) -> bool {
+        self.directories.is_some() || self.files.is_some() || !self.extensions.is_empty()
+    }
+
     /// Whether a rule leaves out this file by its path.
     pub fn leaves_out_file(&self, file: &[u8]) -> bool {
         if !self.extensions.is_empty() {
@@ -252,7 +257,8 @@ mod tests {
         let none = rules("", "");
         assert_eq!(none, Rules::default());
         assert!(!none.leaves_out_directory_of(b"/a/b") && !none.leaves_out_file(b"/a/b"));
-        assert!(!none.ask_program() && !none.ask_group());
+        assert!(!none.ask_program() && !none.ask_group() && !none.has_patterns());
+        assert!(rules("", "Extension = 'x'").has_patterns());
     }
 
     #[test]
