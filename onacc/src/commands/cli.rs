@@ -26,6 +26,8 @@ Examples:
           Run in the background with another configuration, and keep a log.
   onacc config check
           Say everything that is wrong with the configuration.
+  onacc doctor
+          Say what limits protection, and prove that infected files are refused.
 
 Files:
   /etc/clamav/clamd.conf  The configuration of clamd and clamonacc.
@@ -198,6 +200,10 @@ pub struct Hidden {
 /// What `onacc` does instead of protecting. Each command has a file of its own
 /// in `commands/`.
 #[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
+#[expect(
+    clippy::doc_markdown,
+    reason = "the help names the options of clamd.conf as they are written there"
+)]
 pub enum Command {
     /// Check, show and migrate the configuration
     Config {
@@ -218,6 +224,14 @@ pub enum Command {
         action: QuarantineCommand,
     },
 
+    /// Say what protects this machine, what limits that, and how to mend it
+    ///
+    /// Looks at the settings, the kernel, its limits, clamd, and the agent that
+    /// runs with this configuration. If one runs, a canary is flown: the EICAR
+    /// test file is written into each watched path, must be refused (without
+    /// OnAccessPrevention: reported in the agent's log), and is removed again.
+    /// Status 0: nothing limits protection; 1: something does.
+    Doctor(DoctorOptions),
     /// Print the completions for a shell
     Completions {
         /// The shell
@@ -245,6 +259,7 @@ pub enum Page {
     Settings,
 }
 
+<<<<<<< HEAD
 /// What can be done with the quarantine.
 #[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
 pub enum QuarantineCommand {
@@ -282,6 +297,20 @@ pub enum QuarantineCommand {
         #[arg(required = true)]
         names: Vec<OsString>,
     },
+=======
+/// How thorough the doctor is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Args)]
+pub struct DoctorOptions {
+    /// Print the findings as JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Fly the canary even if no agent is found
+    #[arg(long, conflicts_with = "no_canary")]
+    pub canary: bool,
+    /// Fly no canary: nothing is written, no alarm is raised
+    #[arg(long)]
+    pub no_canary: bool,
+>>>>>>> 12765f4 (onacc doctor: settings, kernel, limits, clamd, agent, and a canary that must be refused or reported)
 }
 
 /// What can be done with the configuration.

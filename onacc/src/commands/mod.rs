@@ -4,6 +4,7 @@
 mod clamd;
 pub mod cli;
 mod config;
+mod doctor;
 mod foreign;
 mod manual;
 mod quarantine;
@@ -17,6 +18,7 @@ use cli::{Cli, Command};
 pub fn run(cli: &Cli) -> ExitCode {
     match &cli.command {
         Some(Command::Config { action }) => config::run(cli, action),
+        Some(Command::Doctor(options)) => doctor::run(cli, *options),
         Some(Command::Completions { shell }) => {
             let mut text = Vec::new();
             manual::completions(*shell, &mut text);

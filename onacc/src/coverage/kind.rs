@@ -58,7 +58,8 @@ impl Kind {
         kind
     }
 
-    fn name(self) -> &'static str {
+    /// What it is, in a few words.
+    pub fn name(self) -> &'static str {
         match self {
             Self::Filesystem => "filesystem (one mark each)",
             Self::Directory(Reach::Whole) => "directory (a mark and an inotify watch each)",

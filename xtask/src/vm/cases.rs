@@ -67,7 +67,7 @@ struct Listed {
     short: &'static [&'static str],
 }
 
-const LISTED: [Listed; 5] = [
+const LISTED: [Listed; 6] = [
     Listed {
         file: "prevention",
         short: &[
@@ -100,6 +100,13 @@ const LISTED: [Listed; 5] = [
         short: &[
             "files_on_tmpfs_are_never_remembered",
             "without_bpf_repeat_opens_are_answered_from_userspace",
+        ],
+    },
+    Listed {
+        file: "doctor",
+        short: &[
+            "a_healthy_agent_is_proved_to_refuse_and_is_not_disturbed",
+            "without_prevention_the_report_is_the_proof",
         ],
     },
     Listed {
