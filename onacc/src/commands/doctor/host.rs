@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit};
 use nix::unistd::geteuid;
+use onacc_common::wants;
 
 use super::finding::Finding;
 use super::running::Running;
@@ -17,13 +18,17 @@ use crate::config::Settings;
 use crate::config::modes::BpfMode;
 use crate::coverage::kind::Kind;
 use crate::coverage::paths::resolve;
-use crate::kernel::bpf::{BpfError, FilterPlane};
+use crate::coverage::tiers;
+use crate::kernel::bpf::{self, BpfError, Loaded, OpenTier, Request};
 use crate::kernel::fanotify::{Group, GroupKind, ProbedFeatures};
 
 /// Open files that an agent should have at least.
 const OPEN_FILES: u64 = 1024;
 /// How long directories are counted.
 const COUNT_LIMIT: Duration = Duration::from_secs(3);
+
+/// What it means to do without eBPF.
+const WITHOUT_BPF: &str = "a repeat open of a clean file is an event, unless nobody can map the file for writing: it costs more, and is as safe";
 
 /// Capabilities, by their number: name, whether there is no protection without,
 /// what is missing then.
@@ -118,14 +123,17 @@ pub fn kernel(settings: Option<&Settings>) -> Vec<Finding> {
     }
     findings.extend(privilege());
     let features = fanotify(settings, &mut findings);
+    let mut wanted = 0;
     if let (Some(settings), Some(features)) = (settings, features) {
         let kind = Kind::choose(settings.coverage, settings.disable_ddd, features);
         findings.push(Finding::ok("kernel", format!("coverage: {}", kind.name())));
+        wanted = tiers::wants(settings, kind);
         if let Kind::Directory(_) = kind {
             findings.push(watches(settings));
         }
     }
-    findings.extend(bpf(settings));
+    findings.extend(security());
+    findings.extend(filter_plane(settings, wanted));
     findings
 }
 
@@ -222,7 +230,8 @@ fn fanotify(settings: Option<&Settings>, findings: &mut Vec<Finding>) -> Option<
     }
 }
 
-fn bpf(settings: Option<&Settings>) -> Vec<Finding> {
+/// What stands in the way of eBPF programs.
+fn security() -> Vec<Finding> {
     let mut findings = Vec::new();
     let security = Path::new("/sys/kernel/security");
     match fs::read_to_string(security.join("lsm")) {
@@ -258,38 +267,71 @@ fn bpf(settings: Option<&Settings>) -> Vec<Finding> {
             Finding::ok("kernel", format!("lockdown: {mode}"))
         });
     }
+    findings
+}
+
+/// Loads the eBPF programs that an agent with these settings would: ours see no
+/// filesystem, and go again at once.
+fn filter_plane(settings: Option<&Settings>, wanted: u32) -> Vec<Finding> {
     let mode = settings.map_or(BpfMode::Auto, |settings| settings.bpf);
     if mode == BpfMode::Off {
-        findings.push(
-            Finding::note("kernel", "eBPF: switched off (--bpf=off)")
-                .means("it costs more, and is as safe"),
-        );
+        return vec![Finding::note("kernel", "eBPF: switched off (--bpf=off)").means(WITHOUT_BPF)];
+    }
+    let request = Request {
+        capacity: 16,
+        wants: wanted,
+        excluded: 16,
+    };
+    let error = match bpf::load(&request) {
+        Ok(loaded) => return granted(&loaded, wanted),
+        Err(error) => error,
+    };
+    let mend = match &error {
+        BpfError::Btf(_) => "boot a kernel with CONFIG_DEBUG_INFO_BTF",
+        BpfError::Refused { .. } | BpfError::NeverFires => {
+            "run as root with CAP_BPF and CAP_PERFMON; look at lockdown"
+        }
+    };
+    let what = format!("eBPF: {error}");
+    vec![if mode == BpfMode::Require {
+        Finding::problem("kernel", what)
+            .means("the agent does not start (--bpf=require)")
+            .mend(mend)
+    } else {
+        Finding::note("kernel", what).means(WITHOUT_BPF).mend(mend)
+    }]
+}
+
+/// Which hooks are in force, and why none that is better.
+fn granted(loaded: &Loaded, wanted: u32) -> Vec<Finding> {
+    let mut findings = vec![Finding::ok(
+        "kernel",
+        "eBPF: stores into clean files are seen (tp_btf/writeback_mark_inode_dirty, offsets from this kernel's BTF)",
+    )];
+    if wanted == 0 {
         return findings;
     }
-    // Programs and maps of our own, which go again at once.
-    findings.push(match FilterPlane::load(16) {
-        Ok(_) => Finding::ok(
-            "kernel",
-            "eBPF: tp_btf/writeback_mark_inode_dirty attaches, offsets from this kernel's BTF",
-        ),
-        Err(error) => {
-            let mend = match &error {
-                BpfError::Btf(_) => "boot a kernel with CONFIG_DEBUG_INFO_BTF",
-                BpfError::Refused { .. } => {
-                    "run as root with CAP_BPF and CAP_PERFMON; look at lockdown and at kernel.unprivileged_bpf_disabled"
-                }
-            };
-            let what = format!("eBPF: {error}");
-            let meaning = "a repeat open of a clean file is an event, unless nobody can map the file for writing: it costs more, and is as safe";
-            if mode == BpfMode::Require {
-                Finding::problem("kernel", what)
-                    .means("the agent does not start (--bpf=require)")
-                    .mend(mend)
-            } else {
-                Finding::note("kernel", what).means(meaning).mend(mend)
-            }
-        }
+    let tier = loaded
+        .tier
+        .map_or("none".to_owned(), |tier| tier.to_string());
+    let what = format!("eBPF: hooks on opens: {tier}");
+    let notify = wanted & wants::OPENS != 0;
+    findings.push(match (loaded.tier, notify) {
+        (Some(OpenTier::Lsm), _) | (Some(OpenTier::Fentry), true) => Finding::ok("kernel", what),
+        (Some(OpenTier::Tracepoint), true) => Finding::problem("kernel", what)
+            .means("opens by io_uring, by 32-bit programs and by the kernel itself are not seen")
+            .mend("boot a kernel that grants fentry or BPF LSM; or OnAccessPrevention, or --bpf=off: fanotify sees them all"),
+        (None, true) => Finding::note("kernel", what)
+            .means("fanotify tells of opens; openers that have ended by then are not excluded by uid"),
+        (_, false) => Finding::note("kernel", what)
+            .means("infected files are not refused in the kernel, but by fanotify: it costs more, and is as safe"),
     });
+    findings.extend(
+        loaded
+            .notes
+            .iter()
+            .map(|note| Finding::note("kernel", format!("eBPF: not in force: {note}"))),
+    );
     findings
 }
 
