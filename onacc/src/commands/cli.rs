@@ -259,7 +259,6 @@ pub enum Page {
     Settings,
 }
 
-<<<<<<< HEAD
 /// What can be done with the quarantine.
 #[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
 pub enum QuarantineCommand {
@@ -297,7 +296,8 @@ pub enum QuarantineCommand {
         #[arg(required = true)]
         names: Vec<OsString>,
     },
-=======
+}
+
 /// How thorough the doctor is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Args)]
 pub struct DoctorOptions {
@@ -310,7 +310,6 @@ pub struct DoctorOptions {
     /// Fly no canary: nothing is written, no alarm is raised
     #[arg(long)]
     pub no_canary: bool,
->>>>>>> 12765f4 (onacc doctor: settings, kernel, limits, clamd, agent, and a canary that must be refused or reported)
 }
 
 /// What can be done with the configuration.
