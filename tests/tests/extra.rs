@@ -44,12 +44,13 @@ fn tree(top: &Path) -> Vec<PathBuf> {
     let mut bad = Vec::new();
     for dir in ["", "a", "a/b", "c"] {
         let dir = top.join(dir);
-        fs::create_dir_all(&dir).unwrap();
-        nix::unistd::mkfifo(&dir.join("fifo"), Mode::S_IRWXU).unwrap();
-        symlink("/dev/zero", dir.join("link")).unwrap();
-        let _socket = std::os::unix::net::UnixListener::bind(dir.join("sock")).unwrap();
-        fs::write(dir.join("good"), clean()).unwrap();
-        fs::write(dir.join("bad"), infected()).unwrap();
+        fs::create_dir_all(&dir).expect("the scene can be set");
+        nix::unistd::mkfifo(&dir.join("fifo"), Mode::S_IRWXU).expect("the scene can be set");
+        symlink("/dev/zero", dir.join("link")).expect("the scene can be set");
+        let _socket =
+            std::os::unix::net::UnixListener::bind(dir.join("sock")).expect("the scene can be set");
+        fs::write(dir.join("good"), clean()).expect("the scene can be set");
+        fs::write(dir.join("bad"), infected()).expect("the scene can be set");
         bad.push(dir.join("bad"));
     }
     bad
@@ -67,34 +68,38 @@ fn assert_all_ways(site: &Site, prevention: bool) {
 
     let written = site.write("written", &infected());
     assert_reported(&agent, &written);
-    fs::write(outside.join("file"), infected()).unwrap();
+    fs::write(outside.join("file"), infected()).expect("the scene can be set");
     let moved = inside.join("moved");
-    fs::rename(outside.join("file"), &moved).unwrap();
+    fs::rename(outside.join("file"), &moved).expect("the scene can be set");
     assert_reported(&agent, &moved);
-    fs::write(outside.join("other"), infected()).unwrap();
+    fs::write(outside.join("other"), infected()).expect("the scene can be set");
     let linked = inside.join("linked");
-    fs::hard_link(outside.join("other"), &linked).unwrap();
+    fs::hard_link(outside.join("other"), &linked).expect("the scene can be set");
     assert_reported(&agent, &linked);
 
     let top = outside.join("tree");
-    fs::create_dir(&top).unwrap();
+    fs::create_dir(&top).expect("the scene can be set");
     let bad = tree(&top);
     let target = inside.join("tree");
-    fs::rename(&top, &target).unwrap();
+    fs::rename(&top, &target).expect("the scene can be set");
     for path in bad {
-        assert_reported(&agent, &target.join(path.strip_prefix(&top).unwrap()));
+        assert_reported(
+            &agent,
+            &target.join(path.strip_prefix(&top).expect("the scene can be set")),
+        );
     }
     let made = inside.join("made");
-    fs::create_dir(&made).unwrap();
+    fs::create_dir(&made).expect("the scene can be set");
     for path in tree(&made) {
         assert_reported(&agent, &path);
     }
     // A temporary file without a name, linked into place.
     let flags = OFlag::O_TMPFILE | OFlag::O_WRONLY;
-    let file = nix::fcntl::open(&inside, flags, Mode::S_IRWXU).unwrap();
-    nix::unistd::write(&file, &infected()).unwrap();
+    let file = nix::fcntl::open(&inside, flags, Mode::S_IRWXU).expect("the scene can be set");
+    nix::unistd::write(&file, &infected()).expect("the scene can be set");
     let unnamed = inside.join("was unnamed");
-    nix::unistd::linkat(&file, "", AT_FDCWD, &unnamed, AtFlags::AT_EMPTY_PATH).unwrap();
+    nix::unistd::linkat(&file, "", AT_FDCWD, &unnamed, AtFlags::AT_EMPTY_PATH)
+        .expect("the scene can be set");
     drop(file);
     assert_reported(&agent, &unnamed);
 
@@ -102,9 +107,9 @@ fn assert_all_ways(site: &Site, prevention: bool) {
         assert_refused(&written);
     }
     let before = agent.output().matches(" FOUND").count();
-    fs::write(outside.join("far"), infected()).unwrap();
-    fs::rename(outside.join("far"), outside.join("farther")).unwrap();
-    fs::write(inside.join("harmless"), clean()).unwrap();
+    fs::write(outside.join("far"), infected()).expect("the scene can be set");
+    fs::rename(outside.join("far"), outside.join("farther")).expect("the scene can be set");
+    fs::write(inside.join("harmless"), clean()).expect("the scene can be set");
     thread::sleep(Duration::from_millis(400));
     assert_eq!(agent.output().matches(" FOUND").count(), before);
     assert!(!agent.output().contains("good: "));
@@ -135,8 +140,8 @@ fn a_fifo_stops_nothing() {
     let agent = extra(&site, true).start();
     for n in 0..20 {
         let dir = site.watched().join(format!("d{n}"));
-        fs::create_dir(&dir).unwrap();
-        nix::unistd::mkfifo(&dir.join("f"), Mode::S_IRWXU).unwrap();
+        fs::create_dir(&dir).expect("the scene can be set");
+        nix::unistd::mkfifo(&dir.join("f"), Mode::S_IRWXU).expect("the scene can be set");
     }
     let bad = site.write("after", &infected());
     assert_reported(&agent, &bad);
@@ -149,7 +154,7 @@ fn many_at_once_are_all_looked_at() {
     let outside = site.scratch().mkdir("outside/many");
     for n in 0..600 {
         let bytes = if n % 10 == 0 { infected() } else { clean() };
-        fs::write(outside.join(format!("f{n:03}")), bytes).unwrap();
+        fs::write(outside.join(format!("f{n:03}")), bytes).expect("the scene can be set");
     }
     let agent = extra(&site, false).start();
     let target = site.watched().join("many");
@@ -158,7 +163,7 @@ fn many_at_once_are_all_looked_at() {
             .arg(&outside)
             .arg(&target)
             .status()
-            .unwrap()
+            .expect("the scene can be set")
             .success()
     );
     for n in (0..600).step_by(10) {
@@ -176,9 +181,9 @@ fn without_it_a_file_that_is_moved_in_waits_for_its_first_open() {
         .include(site.watched())
         .start();
     let path = site.watched().join("moved");
-    fs::rename(&outside, &path).unwrap();
+    fs::rename(&outside, &path).expect("the scene can be set");
     thread::sleep(Duration::from_millis(400));
     assert!(!agent.output().contains(" FOUND"), "{}", agent.output());
-    drop(fs::File::open(&path).unwrap());
+    drop(fs::File::open(&path).expect("the scene can be set"));
     assert_reported(&agent, &path);
 }

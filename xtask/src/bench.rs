@@ -18,6 +18,7 @@ mod json;
 mod large_files;
 mod machine;
 mod memory;
+mod notify_only;
 mod opens;
 mod peer;
 mod pictures;
@@ -51,9 +52,10 @@ use crate::{
 type Workload = fn(&Stage) -> Result<Vec<Row>>;
 
 /// The workloads, by the names that FILTER is looked for in.
-const WORKLOADS: [(&str, Workload); 10] = [
+const WORKLOADS: [(&str, Workload); 11] = [
     ("opens", opens::measure),
     ("excluded-uid", excluded_uid::measure),
+    ("notify-only", notify_only::measure),
     ("first-opens", first_opens::measure),
     ("large-files", large_files::measure),
     ("start-up", startup::measure),
