@@ -39,6 +39,7 @@ use crate::kernel::fanotify::{
 };
 use crate::kernel::file::ProgramId;
 use crate::kernel::mounts::MountTable;
+use crate::kernel::pid_file::PidFileError;
 use crate::kernel::procfs::Proc;
 use crate::kernel::signals::Signals;
 use crate::kernel::wake::{Mailbox, Wake};
@@ -47,6 +48,7 @@ use crate::observe::counters::{Counters, ServerCounters};
 use crate::observe::heartbeat::{self, Heartbeat, Watchdog};
 use crate::observe::latency::Latencies;
 use crate::observe::log::{LogError, Logger, Targets};
+use crate::observe::manager::{Environment, Manager};
 use crate::observe::printable;
 use crate::policy::{Policy, Rules, TooManyPatterns, VerdictCache};
 use crate::respond::quarantine::store::StoreError;
@@ -102,6 +104,9 @@ pub enum AgentError {
         /// What is needed.
         least: u64,
     },
+    /// The pid file.
+    #[error(transparent)]
+    PidFile(#[from] PidFileError),
     /// A change that only another agent can take up, and no room for one.
     #[error(
         "this change needs a second agent for a moment, and RLIMIT_NOFILE allows {limit} open files only: restart onacc, and let it have {FILES_FOR_TWO} (LimitNOFILE= in the systemd unit, ulimit -n in a shell)"
@@ -162,19 +167,14 @@ fn try_run(cli: &Cli) -> Result<(), AgentError> {
     let open_files = process::raise_open_files()?;
     let urgent = process::be_urgent();
     let counters = Arc::new(Counters::default());
-    let targets = Targets::open(
-        settings.log.file.as_ref().map(|file| file.value.as_path()),
-        cli.foreground,
-    )?;
-    let logger = Logger::start(targets, settings.log.verbose, Arc::clone(&counters))?;
+    let targets = Targets::open(reload::log_setup(cli, &settings))?;
+    let pid_file = reload::pid_file(&settings)?;
+    let logger = Logger::start(targets, Arc::clone(&counters))?;
     if let Err(error) = urgent {
         tracing::debug!("onacc: {error}; openers may wait longer on a busy machine");
     }
     for flag in &cli.ignored {
         tracing::warn!("Ignoring unsupported option {flag}");
-    }
-    for flag in cli.not_yet() {
-        tracing::warn!("onacc: {flag}: this version does not act on it yet");
     }
     for warning in &settings.warnings {
         tracing::warn!("{warning}");
@@ -182,7 +182,20 @@ fn try_run(cli: &Cli) -> Result<(), AgentError> {
     if let Some(warning) = quarantine.and_then(|prepared| prepared.warning()) {
         tracing::warn!("onacc: {warning}");
     }
-    let house = House::new(cli, open_files, &counters);
+    let manager = Manager::new(&Environment::own()).unwrap_or_else(|error| {
+        tracing::warn!("onacc: NOTIFY_SOCKET: {error}; no service manager is told anything");
+        Manager::default()
+    });
+    let house = House {
+        cli,
+        counters,
+        logger: &logger,
+        manager: Arc::new(manager),
+        pid_file,
+        open_files,
+        retiring: None,
+        reload_wanted: false,
+    };
     let result = Agent::start(&house, settings)
         .and_then(|agent| agent.keep_house(house, signals, readiness));
     if let Err(error) = &result {
@@ -377,7 +390,8 @@ impl Agent {
         process::spawn("onacc-prescan", move || prescanner.run())?;
         let first = (Arc::clone(&policy), beats[0].clone());
         let lanes = Lanes::start(Arc::clone(&group), links, first, ended)?;
-        spawn_watchdog(beats.to_vec(), Arc::clone(&threads.unwatched))?;
+        let unwatched = Arc::clone(&threads.unwatched);
+        spawn_watchdog(beats.to_vec(), unwatched, Arc::clone(&house.manager))?;
         let mut agent = Self {
             kind,
             coverage: match kind {
@@ -420,6 +434,17 @@ impl Agent {
         }
         agent.say_what_is_on();
         Ok(agent)
+    }
+
+    /// One line for the service manager.
+    fn status(&self) -> String {
+        let mode = if self.settings.prevention {
+            "infected files cannot be opened"
+        } else {
+            "infected files are reported"
+        };
+        let count = self.filesystems.count();
+        format!("Protecting: {mode}; filesystems in scope: {count}")
     }
 
     fn say_what_is_on(&self) {
@@ -669,8 +694,15 @@ fn excluded_uids(settings: &Settings) -> Vec<u32> {
     uids
 }
 
-fn spawn_watchdog(beats: Vec<Heartbeat>, unwatched: Arc<AtomicBool>) -> Result<(), SyscallError> {
+fn spawn_watchdog(
+    beats: Vec<Heartbeat>,
+    unwatched: Arc<AtomicBool>,
+    manager: Arc<Manager>,
+) -> Result<(), SyscallError> {
     let mut dog = Watchdog::new(beats);
+    // A third: one sign of life may be lost.
+    let every = manager.watchdog().map(|timeout| timeout / 3);
+    let mut told_at = Instant::now();
     // Never joined: it ends with the process, or soon after the agent.
     process::spawn("onacc-watchdog", move || {
         while !unwatched.load(Ordering::Acquire) {
@@ -679,6 +711,11 @@ fn spawn_watchdog(beats: Vec<Heartbeat>, unwatched: Arc<AtomicBool>) -> Result<(
                 process::die(&format!(
                     "the {name} thread is stuck; ending, so that the kernel lets all openers go"
                 ));
+            }
+            let now = Instant::now();
+            if every.is_some_and(|every| now >= told_at + every) && dog.sees_all_move() {
+                manager.alive();
+                told_at = now;
             }
         }
     })

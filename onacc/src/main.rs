@@ -6,7 +6,7 @@ use onacc::commands::{self, cli::Cli};
 
 fn main() -> ExitCode {
     match Cli::read(std::env::args_os()) {
-        Ok(cli) => commands::run(&cli),
+        Ok(cli) => commands::run(&cli.with_whole_paths()),
         Err(error) => error.exit(),
     }
 }

@@ -91,6 +91,7 @@ pub struct AgentBuilder {
     binary: PathBuf,
     options: Vec<String>,
     args: Vec<String>,
+    environment: Vec<(String, std::ffi::OsString)>,
     log: Option<PathBuf>,
     directory: PathBuf,
     open_files: Option<u64>,
@@ -134,6 +135,7 @@ impl Agent {
             binary: binary(),
             options: Vec::new(),
             args: Vec::new(),
+            environment: Vec::new(),
             log: None,
             directory: env::temp_dir(),
             open_files: None,
@@ -279,6 +281,14 @@ impl AgentBuilder {
         self
     }
 
+    /// Sets a variable of its environment.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: impl AsRef<std::ffi::OsStr>) -> Self {
+        let value = value.as_ref().to_owned();
+        self.environment.push((name.to_owned(), value));
+        self
+    }
+
     /// Puts its log file there; else it is in a directory of its own.
     #[must_use]
     pub fn log_path(mut self, path: &Path) -> Self {
@@ -376,6 +386,8 @@ impl AgentBuilder {
             .arg(format!("--config-file={}", conf.display()))
             .arg(format!("--log={}", log.display()))
             .args(&self.args)
+            .env_remove("NOTIFY_SOCKET")
+            .envs(self.environment)
             .current_dir("/")
             .stdin(Stdio::null())
             .stdout(writer)

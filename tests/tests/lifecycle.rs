@@ -486,3 +486,66 @@ fn a_filesystem_that_is_watched_can_be_unmounted() {
     let own = site.write("bad", &infected());
     assert!(open_within(&own, LIMIT).is_refused());
 }
+
+#[test]
+fn a_pid_file_is_one_agents_and_a_stale_one_is_taken_over() {
+    require_root!();
+    let site = or_skip!(Site::ext4());
+    let bad = site.write("bad", &infected());
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("onacc.pid");
+    let flag = format!("--pid-file={}", file.display());
+    fs::write(&file, "1\n").unwrap();
+    let mut agent = site.agent().arg(&flag).start();
+    let pid = agent.pid().to_string();
+    assert_eq!(fs::read_to_string(&file).unwrap().trim(), pid);
+
+    let second = site.agent().arg(&flag).spawn_expect_exit();
+    assert_eq!(second.status.code(), Some(2), "{}", second.output);
+    let said = format!("another onacc runs with this pid file (process {pid})");
+    assert!(second.output.contains(&said), "{}", second.output);
+    assert!(
+        second.output.contains("--pid-file=FILE"),
+        "{}",
+        second.output
+    );
+    assert_eq!(fs::read_to_string(&file).unwrap().trim(), pid);
+    assert_refused(&bad);
+
+    assert!(agent.stop().0.success());
+    assert!(!file.exists());
+    let mut killed = site.agent().arg(&flag).start();
+    killed.kill();
+    assert!(file.exists(), "nobody could remove it");
+    let _again = site.agent().arg(&flag).start();
+    assert_refused(&bad);
+}
+
+#[test]
+fn a_daemon_is_given_up_with_the_parent_that_was_ended_while_it_waited() {
+    require_root!();
+    let site = or_skip!(Site::ext4());
+    let dir = tempfile::tempdir().unwrap();
+    let (conf, log) = (dir.path().join("conf"), dir.path().join("log"));
+    nix::unistd::mkfifo(&log, nix::sys::stat::Mode::from_bits_truncate(0o600)).unwrap();
+    let lines = format!(
+        "LocalSocket {}\nOnAccessPrevention yes\nOnAccessIncludePath {}\n",
+        site.clamd().socket().display(),
+        site.watched().display()
+    );
+    fs::write(&conf, lines).unwrap();
+    let daemon = Daemon { conf: conf.clone() };
+    let mut command = Command::new(agent::binary());
+    command
+        .arg(format!("--config-file={}", conf.display()))
+        // Opening a pipe that nobody reads waits for ever.
+        .arg(format!("--log={}", log.display()))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    let mut first = sys::die_with_parent(&mut command).spawn().unwrap();
+    assert!(wait_until(LIMIT, || daemon.pids().len() == 2));
+    first.kill().unwrap();
+    first.wait().unwrap();
+    assert!(wait_until(LIMIT, || daemon.pids().is_empty()));
+}

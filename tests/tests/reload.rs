@@ -320,6 +320,15 @@ fn wrong_settings_change_nothing_and_every_fault_is_said() {
         assert!(output.contains("clamd.conf:1:"), "the line: {output}");
         assert_refused(&bad);
     }
+    // Every fault, not the first alone.
+    write_conf(
+        &agent,
+        &format!("NoSuchOption 1\nOnAccessExcludeUID x\n{base}"),
+    );
+    reload_until(&agent, FAILED);
+    for fault in ["ERROR: ", "clamd.conf:1:1: NoSuchOption", "clamd.conf:2:"] {
+        assert!(agent.output().contains(fault), "{}", agent.output());
+    }
     fs::remove_file(agent.conf()).unwrap();
     reload_until(&agent, FAILED);
     assert!(agent.output().contains("cannot read the configuration"));

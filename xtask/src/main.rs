@@ -8,6 +8,7 @@ mod build_ebpf;
 mod chaos;
 mod ebpf_toolchain;
 mod fuzz;
+mod package;
 mod run;
 mod setup;
 mod setup_plan;
@@ -100,6 +101,11 @@ enum Task {
         /// Measure only workloads whose name contains this
         filter: Option<String>,
     },
+    /// Builds the Debian package, target/debian/onacc.deb
+    ///
+    /// Builds onacc, its manual pages and completions, and packs them with cargo-deb,
+    /// which is built into target/tools the first time (about a minute).
+    Package,
     /// Tests onacc on Debian's 6.1 and 6.12 kernels in qemu, or runs a script there
     ///
     /// Boots each kernel with BPF LSM, without it (fentry) and without eBPF, runs the
@@ -141,6 +147,7 @@ fn main() -> ExitCode {
             compare,
             filter,
         } => bench::command(short, compare.as_deref(), filter.as_deref()),
+        Task::Package => package::command(),
         Task::Vm(options) => vm::command(&options),
         Task::VmPrograms => vm::programs::command(),
         Task::BenchOpener {

@@ -14,6 +14,7 @@ use std::{
 use onacc_tests::skip::{SKIPS_VARIABLE, is_root};
 
 use crate::{
+    package,
     setup::{self, Level},
     shell::{Result, agent_binary, cargo, run, shown},
     vm,
@@ -65,6 +66,15 @@ pub fn command(long: bool, filter: Option<&str>) -> Result<()> {
         }
     }
 
+    let package = package::build();
+    match &package {
+        Ok(path) => println!("\n== package: {}", path.display()),
+        Err(error) => {
+            failures.push(format!("package: {error}"));
+            count.failed += 1;
+        }
+    }
+
     if !is_root() {
         println!("\nNOT ROOT: the end-to-end tests are skipped");
     }
@@ -76,6 +86,9 @@ pub fn command(long: bool, filter: Option<&str>) -> Result<()> {
         .env(SKIPS_VARIABLE, &skips);
     if long && env::var_os(PROPERTY_VARIABLE).is_none() {
         tests.env(PROPERTY_VARIABLE, LONG);
+    }
+    if let Ok(path) = &package {
+        tests.env("ONACC_DEB", path);
     }
     let tested = step("tests", &mut tests, |command| {
         run_and_count(command, &mut count)

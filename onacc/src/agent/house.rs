@@ -171,6 +171,7 @@ impl Agent {
         if let Some(readiness) = readiness {
             readiness.report();
         }
+        house.manager.ready(&self.status());
         // What changed between the first reading and the opening of the table.
         self.follow_mounts(true);
         let mut resolve_at = Instant::now() + RESOLVE_EVERY;
@@ -199,6 +200,7 @@ impl Agent {
                 while let Some(request) = signals.take() {
                     match request {
                         Request::Stop => {
+                            house.manager.stopping();
                             self.stop();
                             return Ok(());
                         }

@@ -13,11 +13,14 @@ use std::time::{Duration, Instant};
 use super::{Agent, AgentError, FILES_FOR_TWO, programs};
 use crate::commands::cli::Cli;
 use crate::config::Settings;
-use crate::config::settings::Exclusions;
+use crate::config::settings::{Exclusions, LogSettings};
 use crate::coverage::paths::{RealPaths, Tell};
 use crate::kernel::mounts::MountTable;
+use crate::kernel::pid_file::{PidFile, PidFileError};
 use crate::kernel::process;
 use crate::observe::counters::Counters;
+use crate::observe::log::{Logger, Setup, facility};
+use crate::observe::manager::Manager;
 use crate::policy::{Policy, Rules};
 
 /// How often it is looked whether the former agent has ended.
@@ -27,25 +30,18 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 pub(super) struct House<'a> {
     pub(super) cli: &'a Cli,
     pub(super) counters: Arc<Counters>,
+    pub(super) logger: &'a Logger,
+    pub(super) manager: Arc<Manager>,
+    pub(super) pid_file: Option<PidFile>,
     /// `RLIMIT_NOFILE`.
-    open_files: u64,
+    pub(super) open_files: u64,
     /// The agent that has been replaced.
-    retiring: Option<JoinHandle<()>>,
+    pub(super) retiring: Option<JoinHandle<()>>,
     /// HUP has come.
     pub(super) reload_wanted: bool,
 }
 
-impl<'a> House<'a> {
-    pub(super) fn new(cli: &'a Cli, open_files: u64, counters: &Arc<Counters>) -> Self {
-        Self {
-            cli,
-            counters: Arc::clone(counters),
-            open_files,
-            retiring: None,
-            reload_wanted: false,
-        }
-    }
-
+impl House<'_> {
     /// How many files one agent may open: there may be two for a while.
     pub(super) fn files_each(&self) -> u64 {
         if self.has_room_for_two() {
@@ -68,6 +64,27 @@ impl<'a> House<'a> {
         self.reload_wanted && self.retiring.is_none()
     }
 
+    /// Lets an agent end on its own.
+    fn retire(&mut self, former: Agent) {
+        match process::spawn("onacc-retire", move || former.retire()) {
+            Ok(thread) => self.retiring = Some(thread),
+            // It was dropped, and with it the group: the kernel lets go whoever waits.
+            Err(error) => tracing::error!("onacc: {error}"),
+        }
+    }
+
+    /// Takes up what no agent has: the log, the pid file.
+    fn follow(&mut self, settings: &Settings) {
+        self.logger.follow(log_setup(self.cli, settings));
+        let wanted = settings.pid_file.as_ref().map(|file| file.value.as_path());
+        if self.pid_file.as_ref().map(PidFile::path) != wanted {
+            match pid_file(settings) {
+                Ok(file) => self.pid_file = file,
+                Err(error) => tracing::error!("{error}; the former one stays"),
+            }
+        }
+    }
+
     /// When to look again.
     pub(super) fn wake_at(&self) -> Option<Instant> {
         (self.reload_wanted && self.retiring.is_some()).then(|| Instant::now() + LOOK_AGAIN)
@@ -78,35 +95,35 @@ impl Agent {
     /// Takes up the settings as they are now. The agent that goes on.
     pub(super) fn reload(mut self, house: &mut House<'_>) -> Self {
         house.reload_wanted = false;
-        match self.try_reload(house) {
-            Ok(None) => {
-                tracing::info!("onacc: settings reloaded");
-                self
-            }
-            Ok(Some(new)) => {
-                let old = std::mem::replace(&mut self, *new);
-                match process::spawn("onacc-retire", move || old.retire()) {
-                    Ok(thread) => house.retiring = Some(thread),
-                    // The closure is dropped, and with it the group: the kernel
-                    // lets go whoever waits.
-                    Err(error) => tracing::error!("onacc: {error}"),
+        house.manager.reloading();
+        tracing::info!("SIGHUP caught: re-opening log file.");
+        let failed = match self.try_reload(house) {
+            Ok(former) => {
+                if let Some(former) = former {
+                    house.retire(*former);
                 }
+                house.follow(&self.settings);
                 tracing::info!("onacc: settings reloaded");
-                self
+                ""
             }
             Err(error) => {
+                // The log's file may have been moved away all the same.
+                house.follow(&self.settings);
                 // Each line of a configuration is an error of its own.
                 for line in error.to_string().lines() {
                     tracing::error!(
                         "onacc: settings not reloaded, the old ones stay in force: {line}"
                     );
                 }
-                self
+                "; the settings in the files are wrong, the former ones are in force"
             }
-        }
+        };
+        house.manager.ready(&format!("{}{failed}", self.status()));
+        self
     }
 
-    /// An agent that is to take this one's place, if the new settings want one.
+    /// Takes up the settings, and returns the former agent if another had to take
+    /// its place.
     fn try_reload(&mut self, house: &House<'_>) -> Result<Option<Box<Self>>, AgentError> {
         let new = Settings::load(&house.cli.settings())?;
         for warning in &new.warnings {
@@ -118,7 +135,8 @@ impl Agent {
                     limit: house.open_files,
                 });
             }
-            return Ok(Some(Box::new(Self::start(house, new)?)));
+            let new = Self::start(house, new)?;
+            return Ok(Some(Box::new(std::mem::replace(self, new))));
         }
         self.take_up(new)?;
         Ok(None)
@@ -150,6 +168,26 @@ impl Agent {
     }
 }
 
+/// Where the log goes and how, as these settings have it.
+pub(super) fn log_setup(cli: &Cli, settings: &Settings) -> Setup {
+    let log = &settings.log;
+    Setup {
+        file: log.file.as_ref().map(|file| file.value.clone()),
+        console: cli.foreground,
+        verbose: log.verbose,
+        time: log.time,
+        syslog: log.syslog.then(|| facility(&log.facility)).flatten(),
+        max_size: (log.max_size < u64::MAX).then_some(log.max_size),
+        rotate: log.rotate,
+    }
+}
+
+/// Takes the pid file that the settings name.
+pub(super) fn pid_file(settings: &Settings) -> Result<Option<PidFile>, PidFileError> {
+    let path = settings.pid_file.as_ref();
+    path.map(|path| PidFile::take(&path.value)).transpose()
+}
+
 /// Whether new settings differ in what only another agent can take up. What is
 /// not named here is taken for such.
 fn differs_beyond_policy(old: &Settings, new: &Settings) -> bool {
@@ -165,6 +203,8 @@ fn differs_beyond_policy(old: &Settings, new: &Settings) -> bool {
         excluded_names: Vec::new(),
         max_file_size: 0,
         temporary_directory: None,
+        log: LogSettings::default(),
+        pid_file: None,
         ..settings.without_places()
     };
     // Where processes are left out, the kernel must not refuse by itself.

@@ -410,12 +410,27 @@ impl Cli {
         Ok(cli)
     }
 
-    /// Flags that were given and that this version does not act on.
-    // Whoever makes one work takes its line out.
-    pub fn not_yet(&self) -> Vec<&'static str> {
-        let flags = [("--pid-file", self.pid_file.is_some())];
-        let given = flags.iter().filter(|(_, given)| *given);
-        given.map(|(name, _)| *name).collect()
+    /// Makes relative paths whole: in the background the working directory is
+    /// another one.
+    #[must_use]
+    pub fn with_whole_paths(mut self) -> Self {
+        let paths = [
+            &mut self.config_file,
+            &mut self.settings,
+            &mut self.log,
+            &mut self.watch_list,
+            &mut self.exclude_list,
+            &mut self.pid_file,
+            &mut self.move_to,
+            &mut self.copy_to,
+        ];
+        for path in paths.into_iter().flatten() {
+            // An empty path stays so, to be refused as such.
+            if let Ok(whole) = std::path::absolute(&*path) {
+                *path = whole;
+            }
+        }
+        self
     }
 
     /// What of this has a say in the settings.

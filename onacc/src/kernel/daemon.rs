@@ -7,6 +7,8 @@ use std::io::{Read as _, Write as _};
 use std::os::fd::AsRawFd as _;
 
 use nix::fcntl::OFlag;
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
 use nix::unistd::{ForkResult, fork, pipe2, setsid};
 
 use super::SyscallError;
@@ -19,6 +21,8 @@ impl Readiness {
     /// Protection has begun: the parent exits with 0, and the standard streams
     /// go to `/dev/null`.
     pub fn report(mut self) {
+        // The parent is about to end; that must not end us any more.
+        let _an_integer_cannot_be_wrong = set_pdeathsig(None::<Signal>);
         // If the parent is gone there is nobody to tell.
         let _ = self.0.write_all(&[0]);
         if let Ok(null) = std::fs::OpenOptions::new()
@@ -47,6 +51,9 @@ pub fn background() -> Result<Readiness, SyscallError> {
     match unsafe { fork() }.map_err(|errno| SyscallError::from_errno("fork", errno))? {
         ForkResult::Child => {
             drop(read);
+            // Whoever ends the waiting parent does not want us to begin.
+            set_pdeathsig(Signal::SIGKILL)
+                .map_err(|errno| SyscallError::from_errno("prctl(PR_SET_PDEATHSIG)", errno))?;
             setsid().map_err(|errno| SyscallError::from_errno("setsid", errno))?;
             // "/" can never keep a filesystem from being unmounted.
             std::env::set_current_dir("/").map_err(|source| SyscallError {

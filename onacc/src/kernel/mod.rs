@@ -20,6 +20,7 @@ pub mod mailbox;
 pub mod mounts;
 pub mod opener;
 pub mod overlay;
+pub mod pid_file;
 pub mod process;
 pub mod procfs;
 pub mod signals;

@@ -58,6 +58,11 @@ impl Watchdog {
         }
     }
 
+    /// Whether every thread slept or moved at the last tick.
+    pub fn sees_all_move(&self) -> bool {
+        self.watched.iter().all(|(_, _, ticks)| *ticks == 0)
+    }
+
     /// One tick: the name of a thread that is stuck, if one is.
     pub fn tick(&mut self) -> Option<&'static str> {
         for (beat, last, ticks) in &mut self.watched {

@@ -7,6 +7,7 @@ pub mod counters;
 pub mod heartbeat;
 pub mod latency;
 pub mod log;
+pub mod manager;
 mod printable;
 
 pub use printable::{printable, printable_characters};

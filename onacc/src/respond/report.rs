@@ -11,6 +11,7 @@ use crate::clamd::SessionError;
 use crate::config::settings::Action;
 use crate::kernel::fanotify::Answer;
 use crate::kernel::opener::Opener;
+use crate::observe::log::VERDICT;
 use crate::observe::printable;
 
 /// Failures a second that are written one by one.
@@ -63,7 +64,7 @@ pub(super) fn name_of(path: &[u8], links: u32) -> String {
 /// The verdict line.
 pub fn infected(path: &[u8], links: u32, signature: &str) {
     let path = name_of(path, links);
-    tracing::info!("{path}: {} FOUND", printable(signature.as_bytes()));
+    tracing::info!(target: VERDICT, "{path}: {} FOUND", printable(signature.as_bytes()));
 }
 
 /// A file that the settings want let through unseen.
@@ -95,10 +96,11 @@ pub fn opener(path: &[u8], links: u32, opener: Option<&Opener>, outcome: Outcome
     };
     let path = word(name_of(path, links).as_bytes());
     let Some(opener) = opener else {
-        tracing::info!("onacc: open {outcome}: pid=unknown file={path}");
+        tracing::info!(target: VERDICT, "onacc: open {outcome}: pid=unknown file={path}");
         return;
     };
     tracing::info!(
+        target: VERDICT,
         "onacc: open {outcome}: pid={} tid={} uid={} comm={} exe={} file={path}",
         opener.pid,
         opener.tid,
