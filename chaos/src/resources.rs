@@ -49,8 +49,8 @@ impl Resources {
     }
 
     /// What has grown since an earlier look, beyond what load explains: an fd for
-    /// each opener, pages that an allocator keeps.
-    pub fn grown_since(&self, before: &Self, openers: u64) -> Vec<String> {
+    /// each opener, and so many KiB of memory for pages that an allocator keeps.
+    pub fn grown_since(&self, before: &Self, openers: u64, kib: u64) -> Vec<String> {
         let mut grown = Vec::new();
         let mut check = |what: &str, before: u64, now: u64, leave: u64| {
             if now > before + leave {
@@ -59,7 +59,7 @@ impl Resources {
         };
         check("open files", before.fds, self.fds, openers + 4);
         check("threads", before.threads, self.threads, 0);
-        check("memory (KiB)", before.memory, self.memory, 16 * 1024);
+        check("memory (KiB)", before.memory, self.memory, kib);
         check("marks", before.marks, self.marks, 2000);
         grown
     }
@@ -87,8 +87,8 @@ mod tests {
             .collect();
         let now = Resources::of(std::process::id()).unwrap();
         assert!(now.fds >= before.fds + 90 && now.threads >= 1 && now.memory > 50);
-        assert!(!now.grown_since(&before, 8).is_empty());
-        assert!(before.grown_since(&before, 8).is_empty());
+        assert!(!now.grown_since(&before, 8, 16_384).is_empty());
+        assert!(before.grown_since(&before, 8, 16_384).is_empty());
         drop(files);
     }
 }

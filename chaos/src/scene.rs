@@ -51,6 +51,7 @@ pub struct Scene {
     extra: Vec<String>,
     policy: Policy,
     bound: Duration,
+    memory: u64,
     prepare: fn(AgentBuilder) -> AgentBuilder,
     guard: Duration,
     recovery: Duration,
@@ -100,6 +101,7 @@ impl Scene {
             files,
             rules: Arc::new(Rules::new(fault.bound + SLACK)),
             bound: fault.bound,
+            memory: fault.memory,
             fault: fault.name,
             extra: fault
                 .options
@@ -290,7 +292,7 @@ impl Scene {
         let until = Instant::now() + Duration::from_secs(5);
         let (after, grown) = loop {
             let after = self.resources()?;
-            let grown = after.grown_since(&before, openers);
+            let grown = after.grown_since(&before, openers, self.memory);
             if grown.is_empty() || Instant::now() >= until {
                 break (after, grown);
             }

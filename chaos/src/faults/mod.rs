@@ -41,6 +41,9 @@ pub struct Fault {
     pub policy: Policy,
     /// `OnAccessCurlTimeout`: the bound.
     pub bound: Duration,
+    /// KiB that the agent's memory may grow by: its tables are bounded, and a
+    /// fault may fill them.
+    pub memory: u64,
     /// Size of the filesystem.
     pub mib: u64,
     /// Further lines of the agent's clamd.conf.
@@ -65,6 +68,7 @@ impl Fault {
             what,
             policy,
             bound: BOUND,
+            memory: 16 * 1024,
             mib: 64,
             options: &[],
             prepare: |builder| builder,
@@ -197,7 +201,9 @@ pub const FAULTS: [Fault; 24] = [
         )
     },
     Fault {
-        mib: 600,
+        memory: 72 * 1024,
+        // ext4 has an inode for each 16 KiB.
+        mib: 1300,
         quick: false,
         bound: AMPLE,
         ..Fault::new(

@@ -62,7 +62,7 @@ impl Plan {
     /// Under five minutes.
     pub fn short() -> Self {
         Self {
-            rounds: 11,
+            rounds: 7,
             long_rounds: 1,
             loops: Budget {
                 count: 20_000,
@@ -75,8 +75,8 @@ impl Plan {
             processes: 500,
             wait_files: &[1000],
             start_up_directories: &[20_000],
-            memory_directories: 100_000,
-            memory_opens: 100_000,
+            memory_directories: 20_000,
+            memory_opens: 20_000,
             memory_rounds: 1,
             source_files: 500,
         }
@@ -99,8 +99,9 @@ impl Plan {
             processes: 10_000,
             wait_files: &[1000, 10_000, 100_000],
             start_up_directories: &[20_000, 100_000],
+            memory_directories: 100_000,
+            memory_opens: 100_000,
             memory_rounds: 10,
-            ..Self::short()
         }
     }
 }
