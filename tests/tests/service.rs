@@ -11,7 +11,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{FakeSite, LIMIT, Site, assert_opens, assert_refused, clean, infected};
+use common::{
+    FakeSite, LIMIT, Site, assert_opens, assert_refused, clean, infected, open_until_marked,
+};
 use nix::sys::signal::Signal;
 use onacc_tests::{
     Behaviour, Opening, agent::AgentBuilder, or_skip, require_root, skip, workspace,
@@ -187,4 +189,44 @@ fn the_unit_has_nothing_that_systemd_does_not_understand() {
     assert!(verified.status.success(), "{said}");
     let about_it: Vec<&str> = said.lines().filter(|line| line.contains("onacc")).collect();
     assert!(about_it.is_empty(), "{said}");
+}
+
+#[test]
+fn the_powers_that_the_unit_leaves_it_are_enough() {
+    use std::os::unix::fs::PermissionsExt as _;
+    require_root!();
+    let site = or_skip!(Site::ext4());
+    let unit = fs::read_to_string(workspace().join("dist/onacc.service")).unwrap();
+    let powers = unit
+        .lines()
+        .find_map(|line| line.strip_prefix("CapabilityBoundingSet="))
+        .expect("the unit bounds them");
+    let powers: Vec<String> = powers
+        .split_whitespace()
+        .map(|power| power.trim_start_matches("CAP_").to_lowercase())
+        .collect();
+    let with = |powers: &[&str]| {
+        let dir = tempfile::tempdir().unwrap();
+        let script = dir.path().join("onacc");
+        let set = powers
+            .iter()
+            .fold("-all".to_owned(), |set, power| set + ",+" + power);
+        let text = format!(
+            "#!/bin/sh\nexec setpriv --bounding-set={set} --inh-caps=-all --no-new-privs {} \"$@\"\n",
+            onacc_tests::agent::binary().display()
+        );
+        fs::write(&script, text).unwrap();
+        fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+        (site.agent().binary(&script), dir)
+    };
+    let all: Vec<&str> = powers.iter().map(String::as_str).collect();
+    let (agent, _dir) = with(&all);
+    let agent = agent.start();
+    assert_refused(&site.write("bad", &infected()));
+    let good = site.write("good", &clean());
+    open_until_marked(&agent, std::slice::from_ref(&good));
+    drop(agent);
+    // The bound is felt.
+    let (agent, _dir) = with(&["bpf", "perfmon"]);
+    assert_eq!(agent.spawn_expect_exit().status.code(), Some(2));
 }
