@@ -67,7 +67,7 @@ struct Listed {
     short: &'static [&'static str],
 }
 
-const LISTED: [Listed; 6] = [
+const LISTED: [Listed; 8] = [
     Listed {
         file: "prevention",
         short: &[
@@ -108,6 +108,19 @@ const LISTED: [Listed; 6] = [
             "a_healthy_agent_is_proved_to_refuse_and_is_not_disturbed",
             "without_prevention_the_report_is_the_proof",
         ],
+    },
+    Listed {
+        file: "feed",
+        short: &[
+            "short_lived_openers_are_told_apart_exactly",
+            "a_repeat_open_of_a_clean_file_ends_in_the_kernel_until_it_changes",
+            "files_opened_in_other_namespaces_or_under_other_mounts_are_found",
+            "executions_and_special_files",
+        ],
+    },
+    Listed {
+        file: "extra",
+        short: &["whatever_comes_is_reported_in_notify_only_mode"],
     },
     Listed {
         file: "filesystems",

@@ -1,0 +1,172 @@
+//! What the hooks on opens do for prevention: BPF LSM refuses infected files in
+//! the kernel, LSM and fentry tell who opens and end clean marks early.
+//!
+//! Skipped where the kernel does not grant them; `cargo xtask vm` has kernels
+//! that do.
+
+mod common;
+
+use std::{
+    fs::{self, File},
+    os::unix::fs::PermissionsExt,
+    process::Command,
+    thread,
+    time::Duration,
+};
+
+use common::{
+    LIMIT, Site, assert_opens, assert_refused, clean_pages, counter, counters, infected, marker,
+    open_until_marked, refused_within,
+};
+use onacc_tests::{Agent, clamd::wait_until, open_as, or_skip, require_root, sys};
+
+/// An agent whose hooks are of one of these tiers.
+fn with_tier(site: &Site, tiers: &[&str]) -> Result<Agent, String> {
+    let agent = site.agent().option("OnAccessExcludeUID 4711").try_start()?;
+    let said = agent.output();
+    let has = |tier: &&str| said.contains(&format!("tier: opens: {tier}: "));
+    if tiers.iter().any(has) {
+        Ok(agent)
+    } else {
+        Err(format!("none of {tiers:?} is granted here"))
+    }
+}
+
+/// The kernel knows this file as infected.
+#[track_caller]
+fn refuse_in_kernel(agent: &Agent, path: &std::path::Path) {
+    assert_refused(path);
+    let before = counter(agent, "denied_in_kernel");
+    let refused = wait_until(LIMIT, || {
+        assert_refused(path);
+        counter(agent, "denied_in_kernel") > before
+    });
+    assert!(refused, "{:?}", counters(agent));
+}
+
+#[test]
+fn an_infected_file_is_refused_in_the_kernel_reported_and_free_when_it_changes() {
+    require_root!();
+    let site = or_skip!(Site::ext4());
+    let mut agent = or_skip!(with_tier(&site, &["BPF LSM"]));
+    let path = site.write("bad", &infected());
+    thread::sleep(common::NO_LONGER_YOUNG);
+    refuse_in_kernel(&agent, &path);
+    let before = counters(&agent);
+    for _ in 0..20 {
+        assert_refused(&path);
+    }
+    let after = counters(&agent);
+    assert_eq!(
+        after["events"], before["events"],
+        "no event reaches the agent"
+    );
+    let told = || counter(&agent, "denied_in_kernel") >= before["denied_in_kernel"] + 20;
+    assert!(wait_until(LIMIT, told));
+    let lines = || {
+        agent
+            .output()
+            .matches(&format!("{}: ", path.display()))
+            .count()
+    };
+    assert!(wait_until(LIMIT, || lines() >= 20), "each is reported");
+    assert!(open_as(4711, &path, LIMIT).is_open(), "an excluded user");
+    assert!(open_as(4712, &path, LIMIT).is_refused());
+
+    let other = path.with_extension("other");
+    fs::hard_link(&path, &other).unwrap();
+    assert_refused(&other);
+    fs::remove_file(&other).unwrap();
+    let file = fs::OpenOptions::new().write(true).open(&path);
+    assert!(file.is_err(), "for writing neither");
+    nix::unistd::truncate(&path, 5).unwrap();
+    assert_opens(&path);
+    let again = site.write("again", &infected());
+    thread::sleep(common::NO_LONGER_YOUNG);
+    refuse_in_kernel(&agent, &again);
+    agent.stop();
+    assert_opens(&again);
+}
+
+#[test]
+fn neither_executed_nor_mapped() {
+    require_root!();
+    let site = or_skip!(Site::ext4());
+    let path = site.write(
+        "program",
+        &[b"#!/bin/sh\nexit 0\n#".to_vec(), marker()].concat(),
+    );
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    let opened = File::open(&path).unwrap();
+    let agent = or_skip!(with_tier(&site, &["BPF LSM"]));
+    refuse_in_kernel(&agent, &path);
+    let error = Command::new(&path).status().unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::EPERM));
+    assert!(sys::SharedMapping::of(&opened).is_err(), "opened before");
+    assert!(agent.counters().unwrap()["bpf_denied_map"] > 0);
+}
+
+#[test]
+fn another_database_sets_infected_files_free_until_they_are_scanned_again() {
+    require_root!();
+    let site = or_skip!(Site::ext4());
+    let agent = or_skip!(with_tier(&site, &["BPF LSM"]));
+    let path = site.write("bad", &infected());
+    thread::sleep(common::NO_LONGER_YOUNG);
+    refuse_in_kernel(&agent, &path);
+    let scans = counter(&agent, "scans");
+    site.clamd().add_signature("Another", b"another signature");
+    site.clamd().reload();
+    let again = wait_until(LIMIT, || {
+        assert_refused(&path);
+        counter(&agent, "scans") > scans
+    });
+    assert!(again, "{:?}", counters(&agent));
+}
+
+#[test]
+fn who_opens_is_known_without_asking() {
+    require_root!();
+    let site = or_skip!(Site::ext4());
+    let path = site.write("bad", &infected());
+    let agent = or_skip!(with_tier(&site, &["BPF LSM", "fentry"]));
+    for round in 0..20 {
+        assert!(open_as(4711, &path, LIMIT).is_open(), "{round}");
+        assert!(open_as(4712, &path, LIMIT).is_refused(), "{round}");
+    }
+    // The effective uid of one thread of many, between two opens of its own.
+    let changing = path.clone();
+    let opened = thread::spawn(move || {
+        let mut opened = Vec::new();
+        for euid in [4711, 0, 4711, 0] {
+            sys::set_effective_uid_on_this_thread(euid).expect("seteuid");
+            opened.push(File::open(&changing).is_ok());
+        }
+        opened
+    })
+    .join()
+    .unwrap();
+    assert_eq!(opened, [true, false, true, false]);
+    assert!(counter(&agent, "excluded_uid") >= 20);
+}
+
+#[test]
+fn an_open_for_writing_takes_the_clean_mark_away_before_the_store() {
+    require_root!();
+    let site = or_skip!(Site::ext4());
+    let path = site.write("file", &clean_pages(1));
+    let agent = or_skip!(with_tier(&site, &["BPF LSM", "fentry"]));
+    open_until_marked(&agent, std::slice::from_ref(&path));
+    let mapping = common::map(&path);
+    let gone = wait_until(LIMIT, || {
+        let all = agent.counters().expect("counters");
+        all["bpf_write_open_reported"] > 0 && all["marks_dropped_dirty"] > 0
+    });
+    assert!(gone, "{:?}", agent.counters());
+    let mut mapping = mapping;
+    mapping.store(0, &marker());
+    assert!(
+        refused_within(&path, Duration::ZERO).is_some(),
+        "no window: the mark went with the open"
+    );
+}
