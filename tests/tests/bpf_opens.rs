@@ -18,11 +18,17 @@ use common::{
     LIMIT, Site, assert_opens, assert_refused, clean_pages, counter, counters, infected, marker,
     open_until_marked, refused_within,
 };
-use onacc_tests::{Agent, clamd::wait_until, open_as, or_skip, require_root, sys};
+use onacc_tests::{
+    Agent, agent::AgentBuilder, clamd::wait_until, open_as, or_skip, require_root, sys,
+};
 
 /// An agent whose hooks are of one of these tiers.
 fn with_tier(site: &Site, tiers: &[&str]) -> Result<Agent, String> {
-    let agent = site.agent().option("OnAccessExcludeUID 4711").try_start()?;
+    started(site.agent().option("OnAccessExcludeUID 4711"), tiers)
+}
+
+fn started(builder: AgentBuilder, tiers: &[&str]) -> Result<Agent, String> {
+    let agent = builder.try_start()?;
     let said = agent.output();
     let has = |tier: &&str| said.contains(&format!("tier: opens: {tier}: "));
     if tiers.iter().any(has) {
@@ -110,7 +116,8 @@ fn neither_executed_nor_mapped() {
 fn another_database_sets_infected_files_free_until_they_are_scanned_again() {
     require_root!();
     let site = or_skip!(Site::ext4());
-    let agent = or_skip!(with_tier(&site, &["BPF LSM"]));
+    let database = format!("DatabaseDirectory {}", site.clamd().database().display());
+    let agent = or_skip!(started(site.agent().option(&database), &["BPF LSM"]));
     let path = site.write("bad", &infected());
     thread::sleep(common::NO_LONGER_YOUNG);
     refuse_in_kernel(&agent, &path);

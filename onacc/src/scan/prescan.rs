@@ -181,8 +181,12 @@ impl Prescanner {
     }
 
     fn scan(&self, written: &Written) -> Result<(), PrescanRefused> {
-        let directory = open_directory(&self.policy.mounts, written.stat.key.dev)
-            .ok_or(PrescanRefused::Unwanted)?;
+        // On btrfs `statx` shows another device than the table of mounts.
+        let mounts = &self.policy.mounts;
+        let dev = mounts
+            .get(written.stat.mount)
+            .map_or(written.stat.key.dev, |mount| mount.dev);
+        let directory = open_directory(mounts, dev).ok_or(PrescanRefused::Unwanted)?;
         let file = written.handle.open(directory.as_fd())?;
         let stat = file::stat(file.as_fd())?;
         // Written again: that close will bring it back. Known: an opener was faster.

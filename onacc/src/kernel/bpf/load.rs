@@ -9,11 +9,12 @@
 use std::fmt;
 use std::fs::{self, File};
 use std::sync::Arc;
+use std::thread;
 
 use aya::maps::{Array, HashMap, InodeStorage, Map, MapError, PerCpuArray, RingBuf};
 use aya::programs::{BtfTracePoint, FEntry, Lsm, ProgramError};
 use aya::{Ebpf, EbpfLoader};
-use onacc_common::{Counter, globals, wants};
+use onacc_common::{Counter, TAG_SLOTS, globals, wants};
 
 use super::controls::Controls;
 use super::denied::Denied;
@@ -197,23 +198,47 @@ pub struct Loaded {
 /// # Errors
 /// [`BpfError`]: not even the hook on dirtied inodes is to be had.
 pub fn load(request: &Request) -> Result<Loaded, BpfError> {
-    let bytes =
-        fs::read(BTF_FILE).map_err(|error| BtfError::Unreadable(format!("{BTF_FILE}: {error}")))?;
-    let own_btf = Btf::parse(&bytes)?;
+    let unreadable =
+        |error: &dyn fmt::Display| BtfError::Unreadable(format!("{BTF_FILE}: {error}"));
+    let bytes = fs::read(BTF_FILE).map_err(|error| unreadable(&error))?;
+    // aya reads the kernel's types for its object_files and once more for us, ten
+    // milliseconds each: start-up waits for the longest of three.
+    let (mut object_files, btf, own_btf) = thread::scope(|scope| {
+        let object_files = scope.spawn(EbpfLoader::new);
+        let btf = scope.spawn(aya::Btf::from_sys_fs);
+        let own_btf = Btf::parse(&bytes);
+        let panicked = "a panic ends the process";
+        (
+            object_files.join().expect(panicked),
+            btf.join().expect(panicked),
+            own_btf,
+        )
+    });
+    let btf = btf.map_err(|error| unreadable(&error))?;
+    let own_btf = own_btf?;
     let mut offsets = offsets::of_inodes(&own_btf)?;
     let mut notes = Vec::new();
     let mut candidates = Vec::new();
     if request.wants != 0 {
         candidates = open_tiers(&own_btf, &mut offsets, &mut notes);
     }
-    let btf = aya::Btf::from_sys_fs()
-        .map_err(|error| BtfError::Unreadable(format!("{BTF_FILE}: {error}")))?;
-    for tier in candidates {
-        let wanted = request.wants & tier.can();
-        if wanted == 0 {
+    let wanted: Vec<u32> = candidates
+        .iter()
+        .map(|tier| request.wants & tier.can())
+        .collect();
+    object_files.btf(Some(&btf));
+    for (name, offset) in &offsets {
+        // An object lacks the globals of what it has no program for.
+        object_files.override_global(name, offset, false);
+    }
+    object_files.override_global(globals::OPEN_CALLS, &OPEN_CALLS, false);
+    object_files.map_max_entries("CACHED", request.capacity);
+    object_files.map_max_entries("EXCLUDED", request.excluded.max(1));
+    for (tier, wanted) in candidates.into_iter().zip(&wanted) {
+        if *wanted == 0 {
             continue;
         }
-        match attempt(request, (Some(tier), wanted), &offsets, &btf) {
+        match attempt(&mut object_files, (Some(tier), wanted), &btf) {
             Ok(loaded) => return Ok(Loaded { notes, ..loaded }),
             Err(error) => {
                 if let BpfError::Refused { log, .. } = &error
@@ -225,7 +250,7 @@ pub fn load(request: &Request) -> Result<Loaded, BpfError> {
             }
         }
     }
-    let loaded = attempt(request, (None, 0), &offsets, &btf)?;
+    let loaded = attempt(&mut object_files, (None, &0), &btf)?;
     Ok(Loaded { notes, ..loaded })
 }
 
@@ -272,33 +297,26 @@ fn lsm_list_lacks_bpf() -> bool {
         .is_ok_and(|list| !list.trim().split(',').any(|name| name == "bpf"))
 }
 
-fn attempt(
-    request: &Request,
-    (tier, wanted): (Option<OpenTier>, u32),
-    offsets: &Offsets,
+fn attempt<'a>(
+    loader: &mut EbpfLoader<'a>,
+    (tier, wanted): (Option<OpenTier>, &'a u32),
     btf: &aya::Btf,
 ) -> Result<Loaded, BpfError> {
-    let mut loader = EbpfLoader::new();
-    loader.btf(Some(btf));
-    for (name, offset) in offsets {
-        // An object lacks the globals of what it has no program for.
-        loader.override_global(name, offset, false);
-    }
-    loader.override_global(globals::WANTS, &wanted, false);
-    loader.override_global(globals::OPEN_CALLS, &OPEN_CALLS, false);
-    loader.map_max_entries("CACHED", request.capacity);
-    loader.map_max_entries("EXCLUDED", request.excluded.max(1));
-    let ring = if wanted & wants::OPENS != 0 {
-        OPENS_RING
-    } else {
-        REFUSALS_RING
+    loader.override_global(globals::WANTS, wanted, false);
+    let wanted = *wanted;
+    let ring = match wanted & (wants::OPENS | wants::DENY) {
+        // A page, where nobody reads.
+        0 => 4096,
+        wants::DENY => REFUSALS_RING,
+        _ => OPENS_RING,
     };
-    if wanted & (wants::OPENS | wants::DENY) != 0 {
-        loader.map_max_entries("OPENS", ring);
-    }
-    if wanted & wants::TAGS == 0 {
-        loader.map_max_entries("TAGS", 1);
-    }
+    loader.map_max_entries("OPENS", ring);
+    let tags = if wanted & wants::TAGS == 0 {
+        1
+    } else {
+        TAG_SLOTS
+    };
+    loader.map_max_entries("TAGS", tags);
     let object = tier.map_or(TRACING_OBJECT, OpenTier::object);
     let mut programs = loader
         .load(object)

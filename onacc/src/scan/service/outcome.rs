@@ -44,19 +44,22 @@ impl Service {
         }
         match reply {
             Reply::Clean => {
+                let kept = self.remember(&job, &Verdict::Clean, began);
                 job.answer(Answer::Allow);
                 measure(&self.links.latencies, &job, late, done.sent);
                 self.links.counters.clean.up();
-                drop(self.keep(job, Verdict::Clean, began));
+                drop(self.hand_on(job, Verdict::Clean, kept));
             }
             Reply::Found(signature) => {
+                let signature: Arc<str> = signature.into();
+                let verdict = Verdict::Infected(Arc::clone(&signature));
+                let kept = self.remember(&job, &verdict, began);
                 let openers = Openers::of_job(&job);
                 job.answer(Answer::Deny);
                 measure(&self.links.latencies, &job, late, done.sent);
                 self.links.counters.infected.up();
-                let signature: Arc<str> = signature.into();
                 let (paths, stat) = (paths_of(&mut job), job.stat);
-                let file = self.keep(job, Verdict::Infected(Arc::clone(&signature)), began);
+                let file = self.hand_on(job, verdict, kept);
                 self.after.push(After::Infected(Infected {
                     paths,
                     stat,
@@ -76,27 +79,40 @@ impl Service {
         }
     }
 
-    /// Keeps a verdict if it is certain of which bytes it speaks: the file was
-    /// steady when the scan began, and is the same now (invariant 6).
-    /// Gives the opened file back unless it is to be marked.
-    fn keep(
-        &mut self,
-        job: ScanJob,
-        verdict: Verdict,
+    /// Keeps a verdict in memory if it is certain of which bytes it speaks: the
+    /// file was steady when the scan began, and is the same now (invariant 6).
+    /// Before the answer, upon which the same opener may come again at once; one
+    /// `statx` beside a scan.
+    fn remember(
+        &self,
+        job: &ScanJob,
+        verdict: &Verdict,
         began: Option<(FileStat, u64)>,
-    ) -> Option<EventFile> {
-        let markable = job.markable && verdict == Verdict::Clean;
-        let opened = job.event.into_file()?;
-        let Some((stat, generation)) = began else {
-            return Some(opened);
-        };
-        let file = job.beneath.as_ref().unwrap_or(&opened);
+    ) -> Option<(FileStat, u64)> {
+        let (stat, generation) = began?;
+        let file = job.beneath.as_ref().or(job.event.file())?;
         let same = file::stat(file.as_fd()).is_ok_and(|now| stamps::same_version(&now, &stat));
         if !same {
             self.links.counters.unmarked_changed.up();
-            return Some(opened);
+            return None;
         }
         lock(&self.links.verdicts).insert(&stat, verdict.clone(), generation);
+        Some((stat, generation))
+    }
+
+    /// Hands a file whose verdict was kept to the keeper, to be marked or refused
+    /// in the kernel. Gives the opened file back unless it went there.
+    fn hand_on(
+        &mut self,
+        job: ScanJob,
+        verdict: Verdict,
+        kept: Option<(FileStat, u64)>,
+    ) -> Option<EventFile> {
+        let markable = job.markable && verdict == Verdict::Clean;
+        let opened = job.event.into_file()?;
+        let Some((stat, generation)) = kept else {
+            return Some(opened);
+        };
         if let Verdict::Infected(signature) = verdict {
             // What the kernel refuses by itself never comes to the quarantine again.
             if self.links.quarantine.is_some() {
