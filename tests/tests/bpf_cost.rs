@@ -9,6 +9,7 @@ mod common;
 
 use std::{
     fs::File,
+    io::Write as _,
     path::Path,
     thread,
     time::{Duration, Instant},
@@ -80,11 +81,16 @@ fn opens_that_are_dropped_cost_little() {
             ratios[n].push(median(path, *euid) / without[n]);
         }
     }
-    eprintln!("{tier}");
+    // Past the capture of the test harness: a passed test says its numbers, too.
+    let mut out = std::io::stderr().lock();
+    let _shown = writeln!(out, "{tier}");
     for ((what, ..), ratios) in files.iter().zip(&mut ratios) {
         ratios.sort_by(f64::total_cmp);
         let ratio = ratios[ROUNDS / 2];
-        eprintln!("COST open {what}: {ratio:.3} times no agent ({ratios:.3?})");
+        let _shown = writeln!(
+            out,
+            "COST open {what}: {ratio:.3} times no agent ({ratios:.3?})"
+        );
         assert!(ratio < 5.0, "{what}: {ratios:?}");
     }
 }

@@ -58,7 +58,7 @@ pub fn script(tier: Tier, cases: &[Case], filter: Option<&str>) -> String {
             text,
             "echo '{BEGIN}{file}'\n\
              timeout -s KILL {FILE_LIMIT} /vm/tests/{file} {args} 2>/tmp/stderr\n\
-             status=$?; [ $status = 0 ] || {{ failed=1; cat /tmp/stderr; }}\n\
+             status=$?; grep '^COST ' /tmp/stderr; [ $status = 0 ] || {{ failed=1; cat /tmp/stderr; }}\n\
              echo \"{END}$status\"\n"
         );
     }
