@@ -5,9 +5,9 @@
 
 mod clamds;
 mod house;
+mod parts;
 mod reload;
 
-use std::collections::HashMap;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -15,12 +15,15 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use self::clamds::{build_pool, fds_of_servers, say_pipeline};
+use self::parts::{
+    excluded_uids, fd_budget, first_policy, limits, load_filter, programs, say_counters,
+    spawn_watchdog, start_arrivals, wanted,
+};
 use self::reload::House;
 use crate::clamd::TlsError;
 use crate::commands::cli::Cli;
 use crate::config::modes::MarksMode;
-use crate::config::settings::Triggers;
-use crate::config::{ConfigErrors, Settings, names};
+use crate::config::{ConfigErrors, Settings};
 use crate::coverage::directories::Reach;
 use crate::coverage::filesystems::Filesystems;
 use crate::coverage::keeper::{Keeper, KeeperLinks, KeeperMessage};
@@ -32,12 +35,11 @@ use crate::intake::{
     Arrivals, ArrivalsMessage, Ended, Feed, FeedLinks, FeedMessage, LaneError, Lanes, ReaderLinks,
     ScannerIdentity,
 };
-use crate::kernel::bpf::{BpfError, Controls, FilterCounters, FilterPlane, OpenFeed, Tags};
+use crate::kernel::bpf::{BpfError, Controls, FilterCounters, FilterPlane};
 use crate::kernel::daemon;
 use crate::kernel::fanotify::{
-    Answer, FdBudget, Group, GroupKind, InitError, Opens, Wanted, WriterProbe,
+    Answer, FdBudget, Group, GroupKind, InitError, Opens, WriterProbe,
 };
-use crate::kernel::file::ProgramId;
 use crate::kernel::mounts::MountTable;
 use crate::kernel::pid_file::PidFileError;
 use crate::kernel::procfs::Proc;
@@ -45,25 +47,18 @@ use crate::kernel::signals::Signals;
 use crate::kernel::wake::{Mailbox, Wake};
 use crate::kernel::{SyscallError, process};
 use crate::observe::counters::{Counters, ServerCounters};
-use crate::observe::heartbeat::{self, Heartbeat, Watchdog};
+use crate::observe::heartbeat::Heartbeat;
 use crate::observe::latency::Latencies;
 use crate::observe::log::{LogError, Logger, Targets};
 use crate::observe::manager::{Environment, Manager};
 use crate::observe::printable;
-use crate::policy::{Policy, Rules, TooManyPatterns, VerdictCache};
+use crate::policy::{Policy, TooManyPatterns, VerdictCache};
 use crate::respond::quarantine::store::StoreError;
 use crate::respond::quarantine::{Prepared, Quarantine, WaitingFiles};
-use crate::scan::{Feeders, Limits, Links, Prescan, PrescanMessage, Prescanner, Service, Work};
+use crate::scan::{Feeders, Links, Prescan, PrescanMessage, Prescanner, Service, Work};
 
 /// Files that are scanned ahead at a time, or wait for it.
 const MOST_PRESCANS: usize = 64;
-/// Event fds in flight at most, whatever `RLIMIT_NOFILE` allows: the kernel
-/// walks them in line for each answer (facts/kernel.md, fanotify 7).
-const MOST_IN_FLIGHT: u64 = 8192;
-/// Event fds in flight that are worth starting with.
-const LEAST_IN_FLIGHT: usize = 8;
-/// Fds that the agent needs for itself.
-const OWN_FDS: u64 = 64;
 /// Open files from which on there is room for two agents while one takes the
 /// other's place.
 const FILES_FOR_TWO: u64 = 1024;
@@ -542,182 +537,4 @@ impl Agent {
             && self.threads.keeper.is_finished();
         self.threads.unwatched.store(all_ended, Ordering::Release);
     }
-}
-
-/// `OnAccessExtraScanning`, where the coverage is of whole trees.
-fn start_arrivals(
-    (settings, kind): (&Settings, Kind),
-    prescans: &Mailbox<PrescanMessage>,
-    (counters, policy): (&Arc<Counters>, &Arc<Policy>),
-) -> Option<Arc<Arrivals>> {
-    if !settings.extra_scanning {
-        return None;
-    }
-    if kind == Kind::Directory(Reach::NamedAlone) {
-        tracing::warn!("onacc: OnAccessExtraScanning has no effect with OnAccessDisableDDD");
-        return None;
-    }
-    match Arrivals::start(prescans.clone(), Arc::clone(counters), Arc::clone(policy)) {
-        Ok(arrivals) => {
-            tracing::info!("ClamInotif: extra scanning on inotify events enabled");
-            Some(arrivals)
-        }
-        Err(error) => {
-            tracing::warn!(
-                "onacc: OnAccessExtraScanning: {error}; files are scanned when they are opened or closed after writing"
-            );
-            None
-        }
-    }
-}
-
-/// The filter plane, as far as it is to be had.
-#[derive(Default)]
-struct Filter {
-    plane: Option<FilterPlane>,
-    controls: Option<Controls>,
-    feed: Option<OpenFeed>,
-    tags: Option<Tags>,
-}
-
-fn load_filter(settings: &Settings, kind: Kind) -> Result<Filter, BpfError> {
-    let excluded = settings.excluded_uids.len() + settings.excluded_names.len();
-    let wants = tiers::wants(settings, kind);
-    let Some(loaded) = tiers::load_filter_plane(settings.bpf, (wants, excluded))? else {
-        return Ok(Filter::default());
-    };
-    if let Err(error) = loaded.controls.exempt(std::process::id()) {
-        tracing::warn!("onacc: eBPF map of exempt processes: {error}");
-    }
-    Ok(Filter {
-        plane: Some(loaded.plane),
-        controls: Some(loaded.controls),
-        feed: loaded.feed,
-        tags: loaded.tags,
-    })
-}
-
-fn say_counters(counters: &Counters, filter: Option<&FilterCounters>) {
-    for (name, value) in counters.list() {
-        tracing::info!("onacc: counter: {name} {value}");
-    }
-    let Some(filter) = filter else { return };
-    for (counter, name) in onacc_common::Counter::ALL {
-        match filter.get(counter) {
-            Ok(value) => tracing::info!("onacc: counter: bpf_{name} {value}"),
-            Err(error) => tracing::warn!("onacc: counter bpf_{name}: {error}"),
-        }
-    }
-}
-
-fn first_policy(
-    settings: &Settings,
-    (paths, table): (&RealPaths, &Arc<MountTable>),
-    stores_are_seen: bool,
-) -> Result<Policy, TooManyPatterns> {
-    let rules = Rules::of(settings)?;
-    Ok(Policy {
-        scope: Arc::new(paths.scope(table)),
-        mounts: Arc::clone(table),
-        excluded_uids: excluded_uids(settings),
-        max_file_size: settings.max_file_size,
-        deny_on_error: settings.deny_on_error,
-        rules: Arc::new(rules.with_programs(programs(settings, Tell::Yes))),
-        kinds: Arc::new(HashMap::new()),
-        stores_are_seen,
-        marks: settings.marks,
-    })
-}
-
-/// Which events these triggers need.
-fn wanted(triggers: Triggers) -> Wanted {
-    Wanted {
-        opens: match triggers {
-            Triggers { open: true, .. } => Opens::All,
-            Triggers { exec: true, .. } => Opens::Execution,
-            Triggers { .. } => Opens::None,
-        },
-        closes: triggers.close_write,
-    }
-}
-
-/// The programs whose opens are not scanned, as their files are now.
-fn programs(settings: &Settings, tell: Tell) -> Vec<ProgramId> {
-    let mut out = Vec::new();
-    for path in &settings.exclusions.executables {
-        match ProgramId::at(&path.value) {
-            Some(program) => out.push(program),
-            None if tell == Tell::Yes => tracing::warn!(
-                "{path}: {} does not exist (yet); its opens are scanned until it does",
-                printable(path.value.as_os_str().as_encoded_bytes())
-            ),
-            None => {}
-        }
-    }
-    out
-}
-
-fn limits(settings: &Settings, on_failure: Answer) -> Limits {
-    Limits {
-        bound: settings.bound(),
-        try_timeout: settings.try_timeout,
-        retries: settings.retries,
-        max_scans: settings.max_scans,
-        on_failure,
-        read_timeout: settings.read_timeout,
-        stream_max_length: settings.stream_max_length,
-    }
-}
-
-/// How many events may be in flight under this limit of open files.
-fn fd_budget(open_files: u64, of_servers: u64) -> Result<usize, AgentError> {
-    let own = OWN_FDS + of_servers;
-    let budget = open_files.saturating_sub(own).min(MOST_IN_FLIGHT);
-    match usize::try_from(budget) {
-        Ok(budget) if budget >= LEAST_IN_FLIGHT => Ok(budget),
-        _ => Err(AgentError::OpenFiles {
-            limit: open_files,
-            least: own + LEAST_IN_FLIGHT as u64,
-        }),
-    }
-}
-
-fn excluded_uids(settings: &Settings) -> Vec<u32> {
-    let (resolved, warnings) = names::resolve(&settings.excluded_names);
-    for warning in warnings {
-        tracing::warn!("{warning}");
-    }
-    let mut uids = settings.excluded_uids.clone();
-    uids.extend(resolved);
-    uids.sort_unstable();
-    uids.dedup();
-    uids
-}
-
-fn spawn_watchdog(
-    beats: Vec<Heartbeat>,
-    unwatched: Arc<AtomicBool>,
-    manager: Arc<Manager>,
-) -> Result<(), SyscallError> {
-    let mut dog = Watchdog::new(beats);
-    // A third: one sign of life may be lost.
-    let every = manager.watchdog().map(|timeout| timeout / 3);
-    let mut told_at = Instant::now();
-    // Never joined: it ends with the process, or soon after the agent.
-    process::spawn("onacc-watchdog", move || {
-        while !unwatched.load(Ordering::Acquire) {
-            std::thread::sleep(heartbeat::TICK);
-            if let Some(name) = dog.tick() {
-                process::die(&format!(
-                    "the {name} thread is stuck; ending, so that the kernel lets all openers go"
-                ));
-            }
-            let now = Instant::now();
-            if every.is_some_and(|every| now >= told_at + every) && dog.sees_all_move() {
-                manager.alive();
-                told_at = now;
-            }
-        }
-    })
-    .map(drop)
 }
