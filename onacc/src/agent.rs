@@ -37,9 +37,7 @@ use crate::intake::{
 };
 use crate::kernel::bpf::{BpfError, Controls, FilterCounters, FilterPlane};
 use crate::kernel::daemon;
-use crate::kernel::fanotify::{
-    Answer, FdBudget, Group, GroupKind, InitError, Opens, WriterProbe,
-};
+use crate::kernel::fanotify::{Answer, FdBudget, Group, GroupKind, InitError, Opens, WriterProbe};
 use crate::kernel::mounts::MountTable;
 use crate::kernel::pid_file::PidFileError;
 use crate::kernel::procfs::Proc;

@@ -4,8 +4,8 @@
 //! `agent.rs` puts them together. Must not: keep any of them.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use super::AgentError;
@@ -17,9 +17,7 @@ use crate::coverage::paths::{RealPaths, Tell};
 use crate::coverage::tiers;
 use crate::intake::Arrivals;
 use crate::kernel::bpf::{BpfError, Controls, FilterCounters, FilterPlane, OpenFeed, Tags};
-use crate::kernel::fanotify::{
-    Answer, Opens, Wanted,
-};
+use crate::kernel::fanotify::{Answer, Opens, Wanted};
 use crate::kernel::file::ProgramId;
 use crate::kernel::mounts::MountTable;
 use crate::kernel::wake::Mailbox;
