@@ -4,6 +4,7 @@
 //! what is in scope. It may wait: no opener waits for this thread.
 
 use std::sync::Arc;
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::Instant;
 
 use std::os::fd::AsFd as _;
@@ -32,6 +33,8 @@ use crate::observe::printable;
 use crate::policy::{Database, Policy, lock};
 use crate::scan::PrescanMessage;
 
+/// How long to wait until the keeper has told the programs of new filesystems.
+const KEEPER_PATIENCE: Duration = Duration::from_secs(2);
 /// How often names are resolved again though no local file has changed: they
 /// may come from a server.
 const RESOLVE_EVERY: Duration = Duration::from_mins(1);
@@ -56,6 +59,7 @@ impl Agent {
                 ..(*self.policy).clone()
             });
         }
+        let any_new = !changes.new.is_empty();
         for filesystem in changes.new {
             let what = filter_bits(&filesystem);
             self.keeper.send(KeeperMessage::Watch(filesystem.dev, what));
@@ -68,6 +72,9 @@ impl Agent {
                 }
                 self.filesystems.note(&filesystem);
             }
+        }
+        if any_new {
+            self.await_keeper();
         }
     }
 
@@ -90,6 +97,19 @@ impl Agent {
             "onacc: {} is not protected in this coverage: {why}; --coverage=filesystem protects it",
             place_of(filesystem)
         );
+    }
+
+    /// Where eBPF tells of opens, protection is on when the programs know the
+    /// filesystems, which the keeper tells them.
+    fn await_keeper(&self) {
+        if self.feed.is_none() {
+            return;
+        }
+        let (sender, done) = std::sync::mpsc::channel();
+        self.keeper.send(KeeperMessage::Done(sender));
+        if done.recv_timeout(KEEPER_PATIENCE) == Err(RecvTimeoutError::Timeout) {
+            tracing::warn!("onacc: new filesystems are not watched yet; the keeper is slow");
+        }
     }
 
     fn watch_arrivals(&self, filesystem: &NewFilesystem) {

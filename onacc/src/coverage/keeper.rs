@@ -55,6 +55,8 @@ pub enum KeeperMessage {
     /// Watch the stores (and opens) on this filesystem; comes before any clean
     /// file of it.
     Watch(u32, Filesystem),
+    /// All that was said before has been done when this is dropped.
+    Done(std::sync::mpsc::Sender<()>),
     /// A file that was found to be infected.
     Infected(InfectedFile),
     /// Scope or mounts have changed.
@@ -138,6 +140,7 @@ impl Keeper {
                         self.marks.place(&clean);
                     }
                     KeeperMessage::Watch(dev, what) => self.watch(dev, what),
+                    KeeperMessage::Done(sender) => drop(sender),
                     KeeperMessage::Infected(infected) => self.refuse(&infected),
                     KeeperMessage::Policy(policy) => self.follow(policy),
                     KeeperMessage::Outside(directory, told) => self.learn(&directory, told),
