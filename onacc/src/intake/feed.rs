@@ -9,7 +9,7 @@
 //! Tested by `tests/`.
 
 use std::ffi::OsStr;
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -20,13 +20,14 @@ use onacc_common::DirKey;
 use onacc_common::opens::{Access, OpenRecord};
 
 use super::find::{Told, find};
+use super::judge::{self, Judged, Subject, directory_of};
 use super::lanes::opens_can_block;
 use super::place::Placer;
 use crate::coverage::keeper::{CleanFile, KeeperMessage};
 use crate::kernel::SyscallError;
 use crate::kernel::bpf::OpenFeed;
 use crate::kernel::fanotify::{FdBudget, PendingEvent, Permit};
-use crate::kernel::file::{self, FileStat};
+use crate::kernel::file;
 use crate::kernel::mounts::join;
 use crate::kernel::process;
 use crate::kernel::procfs::Proc;
@@ -34,7 +35,7 @@ use crate::kernel::wake::{Mailbox, sleep};
 use crate::observe::counters::Counters;
 use crate::policy::{Policy, Unscanned, Verdict, VerdictCache, lock};
 use crate::respond::report;
-use crate::scan::{ScanJob, Urgency, Work};
+use crate::scan::Work;
 
 /// Records for the second thread that wait; more count as lost.
 const MOST_SLOW: usize = 4096;
@@ -79,7 +80,7 @@ struct Event {
 pub struct Feed {
     source: OpenFeed,
     messages: Mailbox<FeedMessage>,
-    judge: Judge,
+    looker: Looker,
     slow: Mailbox<SlowMessage>,
     lost: u64,
     next_lost_line: Instant,
@@ -105,16 +106,16 @@ impl Feed {
         policy: &Arc<Policy>,
     ) -> Result<std::thread::JoinHandle<()>, SyscallError> {
         let slow = Mailbox::new()?;
-        let judge = Judge::new(links, Arc::clone(policy))?;
-        let second = (judge.again()?, slow.clone());
+        let looker = Looker::new(links, Arc::clone(policy))?;
+        let second = (looker.again()?, slow.clone());
         process::spawn("onacc-feed-slow", move || {
-            let (judge, messages) = second;
-            run_slow(judge, &messages);
+            let (looker, messages) = second;
+            run_slow(looker, &messages);
         })?;
         let feed = Self {
             source,
             messages,
-            judge,
+            looker,
             slow,
             lost: 0,
             next_lost_line: Instant::now(),
@@ -130,7 +131,7 @@ impl Feed {
                 match message {
                     FeedMessage::Policy(policy) => {
                         self.slow.send(SlowMessage::Policy(Arc::clone(&policy)));
-                        self.judge.policy = policy;
+                        self.looker.policy = policy;
                     }
                     FeedMessage::Stop => {
                         self.slow.send(SlowMessage::Stop);
@@ -162,7 +163,7 @@ impl Feed {
                 return taken > 0;
             }
             if let Some(event) = event {
-                self.judge.links.counters.told_opens.up();
+                self.looker.links.counters.told_opens.up();
                 self.handle(event);
             }
             if let Some((told, signature)) = refused {
@@ -173,21 +174,21 @@ impl Feed {
     }
 
     fn handle(&mut self, event: Event) {
-        if self.judge.can_block(&event) {
+        if self.looker.can_block(&event) {
             if self.slow.len() < MOST_SLOW {
                 self.slow.send(SlowMessage::Event(event));
             } else {
                 self.lose(1);
             }
         } else {
-            self.judge.look_at(&event);
+            self.looker.look_at(&event);
         }
     }
 
     /// What the kernel has refused by itself is reported like any other refusal.
     fn report_refusal(&self, told: Told, signature: u32) {
-        self.judge.links.counters.denied_in_kernel.up();
-        let mount = self.judge.policy.mounts.whole(told.key.dev);
+        self.looker.links.counters.denied_in_kernel.up();
+        let mount = self.looker.policy.mounts.whole(told.key.dev);
         let path = match (mount, told.path) {
             (Some(mount), Some(path)) => join(&mount.point, Path::new(OsStr::from_bytes(&path)))
                 .into_os_string()
@@ -208,7 +209,7 @@ impl Feed {
                 break;
             }
             for one in missed {
-                self.judge.links.counters.told_caught_up.up();
+                self.looker.links.counters.told_caught_up.up();
                 self.handle(Event {
                     told: Told::of_missed(one.file),
                     directory: None,
@@ -231,7 +232,7 @@ impl Feed {
     }
 
     fn lose(&mut self, opens: u64) {
-        self.judge.links.counters.told_lost.add(opens);
+        self.looker.links.counters.told_lost.add(opens);
         self.lost += opens;
     }
 
@@ -253,14 +254,14 @@ impl Feed {
     }
 }
 
-fn run_slow(mut judge: Judge, messages: &Mailbox<SlowMessage>) {
+fn run_slow(mut looker: Looker, messages: &Mailbox<SlowMessage>) {
     let mut taken = Vec::new();
     loop {
         messages.drain(&mut taken);
         for message in taken.drain(..) {
             match message {
-                SlowMessage::Event(event) => judge.look_at(&event),
-                SlowMessage::Policy(policy) => judge.policy = policy,
+                SlowMessage::Event(event) => looker.look_at(&event),
+                SlowMessage::Policy(policy) => looker.policy = policy,
                 SlowMessage::Stop => return,
             }
         }
@@ -283,14 +284,14 @@ impl Event {
 }
 
 /// Looks at files and hands them over.
-struct Judge {
+struct Looker {
     links: FeedLinks,
     policy: Arc<Policy>,
     placer: Placer,
     proc: Proc,
 }
 
-impl Judge {
+impl Looker {
     fn new(links: FeedLinks, policy: Arc<Policy>) -> Result<Self, SyscallError> {
         Ok(Self {
             links,
@@ -327,44 +328,41 @@ impl Judge {
             );
             return;
         };
-        if let Some(reason) = self.judge(file.as_fd(), &stat) {
-            super::count(&counters, reason);
-            if reason == Unscanned::OutOfScope {
-                self.learn_directory(event);
+        let mut judge = judge::Judge {
+            policy: &self.policy,
+            placer: &mut self.placer,
+            verdicts: &self.links.verdicts,
+            budget: &self.links.budget,
+        };
+        // The programs know the scanners.
+        let left_out = || {
+            super::is_excluded_process(&self.policy, &self.proc, event.told.tid)
+                .then_some(Unscanned::ExcludedProcess)
+        };
+        match judge.opened(file.as_fd(), stat, left_out) {
+            Judged::Unscanned(reason) => {
+                super::count(&counters, reason);
+                if reason == Unscanned::OutOfScope {
+                    self.learn_directory(event);
+                }
             }
-            return;
-        }
-        let known = lock(&self.links.verdicts).get(&stat).cloned();
-        // Of an opener that is gone by now, nobody can tell the program.
-        if known != Some(Verdict::Clean)
-            && super::is_excluded_process(&self.policy, &self.proc, event.told.tid)
-        {
-            counters.excluded_process.up();
-            return;
-        }
-        match known {
-            Some(Verdict::Infected(signature)) => {
+            Judged::Known(subject, Verdict::Infected(signature)) => {
                 counters.known_infected.up();
                 if let Some(event) = self.open_again(&file, event) {
                     self.links.jobs.send(Work::KnownInfected {
                         event,
                         path: self.placer.path.clone(),
-                        stat,
+                        stat: subject.stat,
                         signature,
                     });
                 }
             }
-            Some(Verdict::Clean) => {
+            Judged::Known(subject, Verdict::Clean) => {
                 counters.known_clean.up();
-                self.renew(&file, stat);
+                self.renew(&file, &subject);
             }
-            None => self.hand_over(&file, stat, event),
+            Judged::Scan(subject) => self.hand_over(&file, subject, event),
         }
-    }
-
-    fn judge(&mut self, file: BorrowedFd<'_>, stat: &FileStat) -> Option<Unscanned> {
-        let by_file = self.policy.by_file(stat);
-        by_file.or_else(|| self.placer.judge(&self.policy, file, stat))
     }
 
     fn open_again(&mut self, file: &OwnedFd, event: &Event) -> Option<PendingEvent> {
@@ -376,27 +374,19 @@ impl Judge {
         Some(PendingEvent::told(opened, permit, event.told.tid))
     }
 
-    fn hand_over(&mut self, file: &OwnedFd, stat: FileStat, event: &Event) {
+    fn hand_over(&mut self, file: &OwnedFd, subject: Subject, event: &Event) {
         let Some(event) = self.open_again(file, event) else {
             return;
         };
         self.links.counters.scans.up();
-        self.links.jobs.send(Work::Scan(ScanJob {
-            event,
-            path: self.placer.path.clone(),
-            stat,
-            markable: self.policy.may_mark(&stat),
-            stamps_tell: self.policy.stamps_tell(&stat),
-            beneath: None,
-            arrived: Instant::now(),
-            urgency: Urgency::Opener,
-            joined: Vec::new(),
-        }));
+        let event = (event, self.placer.path.clone());
+        let job = subject.into_job(&self.policy, event, Instant::now());
+        self.links.jobs.send(Work::Scan(job));
     }
 
     /// The programs do not know (any more) that this file is clean.
-    fn renew(&mut self, file: &OwnedFd, stat: FileStat) {
-        if !self.policy.may_mark(&stat) {
+    fn renew(&mut self, file: &OwnedFd, subject: &Subject) {
+        if !subject.may_mark(&self.policy) {
             return;
         }
         let Some(permit) = self.links.budget.try_take() else {
@@ -408,7 +398,7 @@ impl Judge {
             let generation = lock(&self.links.verdicts).generation();
             self.links.keeper.send(KeeperMessage::Clean(CleanFile {
                 file,
-                stat,
+                stat: subject.stat,
                 generation,
             }));
         }
@@ -426,13 +416,10 @@ impl Judge {
     }
 
     fn learn_directory(&self, event: &Event) {
-        let path = &self.placer.path;
-        let slash = path.iter().rposition(|byte| *byte == b'/');
-        if let (Some(directory), Some(slash)) = (event.directory, slash) {
-            self.links.keeper.send(KeeperMessage::Outside(
-                path[..slash.max(1)].to_vec(),
-                Some(directory),
-            ));
+        let path = directory_of(&self.placer.path);
+        if let (Some(directory), Some(path)) = (event.directory, path) {
+            let outside = KeeperMessage::Outside(path.to_vec(), Some(directory));
+            self.links.keeper.send(outside);
         }
     }
 }

@@ -8,6 +8,7 @@ mod arrears;
 mod arrivals;
 mod feed;
 mod find;
+mod judge;
 mod lanes;
 mod place;
 mod reader;

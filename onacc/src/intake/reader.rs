@@ -6,32 +6,28 @@
 
 use std::collections::HashSet;
 use std::hash::{BuildHasher as _, RandomState};
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::fd::AsFd as _;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use nix::poll::PollFlags;
 
 use super::arrears::Arrears;
+use super::judge::{Judge, Judged, Subject, directory_of};
 use super::place::Placer;
 use super::scanner::{ScannerIdentity, Strangers};
 use crate::coverage::keeper::{CleanFile, KeeperMessage};
 use crate::kernel::bpf::Tags;
-use crate::kernel::fanotify::{
-    Answer, EventFile, FdBudget, Group, PendingEvent, ReadBuffer, ReadError,
-};
+use crate::kernel::fanotify::{Answer, FdBudget, Group, PendingEvent, ReadBuffer, ReadError};
 use crate::kernel::file::{self, FileStat};
 use crate::kernel::handle::FileHandle;
-use crate::kernel::mounts::Mount;
-use crate::kernel::overlay;
 use crate::kernel::process;
 use crate::kernel::procfs::Proc;
 use crate::kernel::wake::{Mailbox, sleep};
 use crate::observe::counters::Counters;
 use crate::observe::heartbeat::Heartbeat;
-use crate::policy::Verdict as Known;
-use crate::policy::{Policy, Unscanned, VerdictCache, lock};
-use crate::scan::{PrescanMessage, ScanJob, Urgency, Work, Written};
+use crate::policy::{Policy, Unscanned, Verdict, VerdictCache, lock};
+use crate::scan::{PrescanMessage, Work, Written};
 
 /// Directories that the keeper is asked about within a second.
 const MAX_ASKED: usize = 4096;
@@ -155,7 +151,7 @@ impl Reader {
         self.arrived = self.arrears.arrival(Instant::now(), || group.queued());
         let written = event.is_close_after_write();
         match self.judge(&event) {
-            Verdict::Unscanned(reason) => {
+            Ok(Judged::Unscanned(reason)) => {
                 event.answer(Answer::Allow);
                 super::count(&self.links.counters, reason);
                 match reason {
@@ -164,45 +160,36 @@ impl Reader {
                     _ => {}
                 }
             }
-            Verdict::Known(subject, Known::Clean) => {
+            Ok(Judged::Known(subject, Verdict::Clean)) => {
                 event.answer(Answer::Allow);
                 self.links.counters.known_clean.up();
                 self.renew_mark(event, &subject);
             }
-            Verdict::Known(Subject { stat, .. }, Known::Infected(signature)) => {
+            Ok(Judged::Known(subject, Verdict::Infected(signature))) => {
                 self.links.counters.known_infected.up();
                 self.links.jobs.send(Work::KnownInfected {
                     event,
                     path: self.placer.path.clone(),
-                    stat,
+                    stat: subject.stat,
                     signature,
                 });
             }
-            Verdict::Scan(subject) if written => self.prescan(&event, subject.stat),
-            Verdict::Scan(subject) => {
+            Ok(Judged::Scan(subject)) if written => self.prescan(&event, subject.stat),
+            Ok(Judged::Scan(subject)) => {
                 event.fail_with(self.on_failure());
                 self.links.counters.scans.up();
                 self.hand_over(event, subject);
             }
             // Dropping it answers by the fail policy.
-            Verdict::Unknowable => self.links.counters.scan_errors.up(),
-            Verdict::Overflow => self.links.counters.queue_overflows.up(),
+            Err(Unjudged::Unknowable) => self.links.counters.scan_errors.up(),
+            Err(Unjudged::Overflow) => self.links.counters.queue_overflows.up(),
         }
     }
 
     fn hand_over(&mut self, event: PendingEvent, subject: Subject) {
-        let Subject { stat, beneath } = subject;
-        self.links.jobs.send(Work::Scan(ScanJob {
-            event,
-            path: self.placer.path.clone(),
-            stat,
-            markable: beneath.is_none() && self.policy.may_mark(&stat),
-            stamps_tell: beneath.is_some() || self.policy.stamps_tell(&stat),
-            beneath,
-            arrived: self.arrived,
-            urgency: Urgency::Opener,
-            joined: Vec::new(),
-        }));
+        let event = (event, self.placer.path.clone());
+        let job = subject.into_job(&self.policy, event, self.arrived);
+        self.links.jobs.send(Work::Scan(job));
     }
 
     /// A file was written and closed: scanned before anyone asks, if its verdict
@@ -245,16 +232,13 @@ impl Reader {
 
     /// The kernel has dropped the mark of a file that is still the same.
     fn renew_mark(&mut self, event: PendingEvent, subject: &Subject) {
-        let stat = subject.stat;
-        // The mark of the file beneath comes with that file's own event.
-        if subject.beneath.is_none()
-            && self.policy.may_mark(&stat)
+        if subject.may_mark(&self.policy)
             && let Some(file) = event.into_file()
         {
             let generation = lock(&self.links.verdicts).generation();
             self.links.keeper.send(KeeperMessage::Clean(CleanFile {
                 file,
-                stat,
+                stat: subject.stat,
                 generation,
             }));
         }
@@ -263,10 +247,9 @@ impl Reader {
     /// Has the kernel keep the opens of this file's directory to itself; asks
     /// once a second for each directory at most.
     fn learn_directory(&mut self) {
-        let Some(slash) = self.placer.path.iter().rposition(|byte| *byte == b'/') else {
+        let Some(directory) = directory_of(&self.placer.path) else {
             return;
         };
-        let directory = &self.placer.path[..slash.max(1)];
         let now = Instant::now();
         if now.duration_since(self.asked_since) > Duration::from_secs(1) {
             self.asked.clear();
@@ -280,84 +263,39 @@ impl Reader {
         }
     }
 
-    fn judge(&mut self, event: &PendingEvent) -> Verdict {
-        let Some(opened) = event.file() else {
-            return Verdict::Overflow;
-        };
+    fn judge(&mut self, event: &PendingEvent) -> Result<Judged, Unjudged> {
+        let opened = event.file().ok_or(Unjudged::Overflow)?;
         let tid = event.tid();
         if process::is_own_thread(tid) {
-            return Verdict::Unscanned(Unscanned::OwnThread);
+            return Ok(Judged::Unscanned(Unscanned::OwnThread));
         }
         if !self.policy.excluded_uids.is_empty()
             && let Some(reason) = self.policy.by_opener(self.effective_uid(tid))
         {
-            return Verdict::Unscanned(reason);
+            return Ok(Judged::Unscanned(reason));
         }
-        let Ok(stat) = file::stat(opened.as_fd()) else {
-            return Verdict::Unknowable;
+        let stat = file::stat(opened.as_fd()).map_err(|_| Unjudged::Unknowable)?;
+        let (policy, proc) = (&*self.policy, &self.own.proc);
+        let (strangers, scanner) = (&mut self.strangers, &self.links.scanner);
+        let left_out = || {
+            if super::is_excluded_process(policy, proc, tid) {
+                return Some(Unscanned::ExcludedProcess);
+            }
+            // A VirusEvent program reads what is infected, and so does clamd by path.
+            let is_scanner = strangers.is_scanner(scanner, tid, Instant::now());
+            is_scanner.then_some(Unscanned::Scanner)
         };
-        if let Some(reason) = self.policy.by_file(&stat) {
-            return Verdict::Unscanned(reason);
-        }
-        if let Some(reason) = self.placer.judge(&self.policy, opened.as_fd(), &stat) {
-            return Verdict::Unscanned(reason);
-        }
-        let mut subject = Subject {
-            stat,
-            beneath: None,
+        let mut judge = Judge {
+            policy,
+            placer: &mut self.placer,
+            verdicts: &self.links.verdicts,
+            budget: &self.links.budget,
         };
-        let mut known = None;
-        if !event.is_close_after_write() {
-            subject = self.subject(opened.as_fd(), subject);
-            known = lock(&self.links.verdicts).get(&subject.stat).cloned();
-        }
-        if let Some(Known::Clean) = known {
-            return Verdict::Known(subject, Known::Clean);
-        }
-        if super::is_excluded_process(&self.policy, &self.own.proc, tid) {
-            return Verdict::Unscanned(Unscanned::ExcludedProcess);
-        }
-        // Before what is infected is refused: a VirusEvent program reads it, and
-        // clamd by path.
-        if self.is_scanner(tid) {
-            return Verdict::Unscanned(Unscanned::Scanner);
-        }
-        if let Some(known) = known {
-            return Verdict::Known(subject, known);
-        }
-        Verdict::Scan(subject)
-    }
-
-    fn is_scanner(&mut self, tid: i32) -> bool {
-        let identity = &self.links.scanner;
-        self.strangers.is_scanner(identity, tid, Instant::now())
-    }
-
-    /// Of a file on an overlay: the file beneath, where that is certain. One
-    /// verdict then serves both, and all overlays that share a layer.
-    fn subject(&self, file: BorrowedFd<'_>, shown: Subject) -> Subject {
-        let layers = self.policy.layers(&shown.stat);
-        if layers.is_empty() {
-            return shown;
-        }
-        let mut filesystems: Vec<&Mount> = layers
-            .iter()
-            .filter(|layer| layer.is_absolute())
-            .filter_map(|layer| self.policy.mounts.mount_of(layer))
-            .collect();
-        filesystems.dedup_by_key(|mount| mount.dev);
-        let roots = filesystems
-            .iter()
-            .filter_map(|mount| file::open_cached_directory(&mount.point).ok());
-        let found = overlay::beneath(file, &shown.stat, roots);
-        // Its fd must not take the place of an event's.
-        match (found, self.links.budget.try_take()) {
-            (Some(beneath), Some(permit)) => Subject {
-                stat: beneath.stat,
-                beneath: Some(EventFile::new(beneath.file, permit)),
-            },
-            _ => shown,
-        }
+        Ok(if event.is_close_after_write() {
+            judge.written(opened.as_fd(), stat, left_out)
+        } else {
+            judge.opened(opened.as_fd(), stat, left_out)
+        })
     }
 
     /// From the tag that the opener has left, without a system call, or from
@@ -407,20 +345,10 @@ impl Reader {
     }
 }
 
-/// What a verdict is about.
-struct Subject {
-    stat: FileStat,
-    /// The file beneath, of which `stat` speaks then.
-    beneath: Option<EventFile>,
-}
-
-enum Verdict {
-    Unscanned(Unscanned),
-    /// The verdict on this very version is known.
-    Known(Subject, Known),
-    Scan(Subject),
+/// Why an event comes to no judgement.
+enum Unjudged {
     /// The file's identity cannot be asked.
     Unknowable,
-    /// The kernel's queue overflowed.
+    /// The kernel's queue overflowed: it is of no file.
     Overflow,
 }
