@@ -275,7 +275,8 @@ impl Agent {
             reason: Arc::new(OnceLock::new()),
         };
         let scanner = Arc::new(ScannerIdentity::new(Proc::open()?, filter.controls.clone()));
-        let on_failure = if settings.deny_on_error {
+        // Without prevention nobody waits, and nobody can be denied.
+        let on_failure = if settings.deny_on_error && settings.prevention {
             Answer::Deny
         } else {
             Answer::Allow
@@ -465,14 +466,19 @@ impl Agent {
             );
         }
         tracing::info!(
-            "onacc: no opener waits longer than {} ms (OnAccessCurlTimeout {} ms, {} tries); then the open is {}",
+            "onacc: {} {} ms (OnAccessCurlTimeout {} ms, {} tries){}",
+            if settings.prevention {
+                "no opener waits longer than"
+            } else {
+                "no opener waits; a scan is given up after"
+            },
             settings.bound().as_millis(),
             settings.try_timeout.as_millis(),
             settings.retries + 1,
-            if settings.deny_on_error {
-                "denied"
-            } else {
-                "allowed"
+            match (settings.prevention, settings.deny_on_error) {
+                (false, _) => "",
+                (true, true) => "; then the open is denied",
+                (true, false) => "; then the open is allowed",
             }
         );
         let mode = if settings.prevention {

@@ -4,6 +4,8 @@
 //! Must not: repeat `notify.rs`, which holds without eBPF, too.
 
 mod common;
+#[path = "common/groups.rs"]
+mod groups;
 #[path = "common/settle.rs"]
 mod settle;
 
@@ -17,9 +19,11 @@ use std::{
     time::Duration,
 };
 
-use common::{LIMIT, NO_LONGER_YOUNG, Site, assert_opens, clean, infected};
+use common::{FakeSite, LIMIT, NO_LONGER_YOUNG, Site, assert_opens, clean, infected};
+use groups::Group;
 use onacc_tests::{
-    Agent, Counters, agent::AgentBuilder, clamd::wait_until, or_skip, require_root, skip, sys,
+    Agent, Behaviour, Counters, agent::AgentBuilder, clamd::wait_until, or_skip, require_root,
+    skip, sys,
 };
 use settle::run;
 
@@ -364,4 +368,77 @@ fn in_a_pid_namespace_of_its_own_the_agent_says_so_and_uses_fanotify() {
     assert!(agent.output().contains("opens are told by fanotify"));
     assert_opens(&bad);
     assert!(wait_until(LIMIT, || is_reported(&agent, &bad)));
+}
+
+#[test]
+fn a_control_group_is_left_out_though_its_openers_are_gone() {
+    require_root!();
+    let site = or_skip!(Site::ext4());
+    let (out, other) = (
+        or_skip!(Group::new("told")),
+        or_skip!(Group::new("told-not")),
+    );
+    let bad: Vec<PathBuf> = (0..60)
+        .map(|n| site.write(format!("bad{n:02}x"), &infected()))
+        .collect();
+    let settings = site.scratch().write(
+        "onacc.toml",
+        format!("[exclude]\nCgroup = '{}'\n", out.name()).as_bytes(),
+    );
+    let flag = format!("--settings={}", settings.display());
+    let agent = or_skip!(told(reporting(&site).arg(&flag)));
+    for (n, path) in bad.iter().enumerate() {
+        let group = if n % 2 == 0 { &out } else { &other };
+        assert!(group.read(path), "{}", path.display());
+    }
+    for (n, path) in bad.iter().enumerate().filter(|(n, _)| n % 2 == 1) {
+        let seen = wait_until(LIMIT, || is_reported(&agent, path));
+        assert!(seen, "opener {n} was missed: {:?}", all(&agent));
+    }
+    for (n, path) in bad.iter().enumerate().filter(|(n, _)| n % 2 == 0) {
+        assert!(!is_reported(&agent, path), "opener {n} is excluded");
+    }
+    assert_eq!(all(&agent)["excluded_process"], 30);
+}
+
+#[test]
+fn one_scan_serves_a_file_and_the_overlays_above_it() {
+    require_root!();
+    let site = or_skip!(FakeSite::ext4(|_| Behaviour::usual()));
+    let [lower, upper, work, at] =
+        ["lower", "upper", "work", "merged"].map(|dir| site.scratch().mkdir(format!("in/{dir}")));
+    let (good, bad) = (
+        site.write("lower/good", &clean()),
+        site.write("lower/bad", &infected()),
+    );
+    let options = format!(
+        "lowerdir={},upperdir={},workdir={}",
+        lower.display(),
+        upper.display(),
+        work.display()
+    );
+    let merged = settle::Mounted::new("overlay", &options, &at);
+    if !sys::overlay_tells_what_is_beneath(&File::open(merged.join("good")).unwrap()) {
+        skip!("this kernel does not tell what lies beneath a file of an overlay");
+    }
+    thread::sleep(2 * NO_LONGER_YOUNG);
+    let agent = or_skip!(told(site.agent().prevention(false)));
+    for (file, scans) in [("good", 1), ("bad", 2)] {
+        for path in [merged.join(file), lower.join(file), merged.join(file)] {
+            let before = all(&agent)["told_opens"];
+            assert_opens(&path);
+            // Looked at, and scanned if it had to be, before the next one comes.
+            let done = wait_until(LIMIT, || {
+                let counts = all(&agent);
+                (counts["told_opens"] > before || counts["bpf_open_dropped_clean"] > 0)
+                    && counts["clean"] + counts["infected"] >= scans
+            });
+            assert!(done, "{}: {:?}", path.display(), all(&agent));
+        }
+    }
+    assert_eq!(site.fake().count("FILDES"), 2, "{:?}", all(&agent));
+    assert!(wait_until(LIMIT, || is_reported(&agent, &bad)));
+    assert!(!is_reported(&agent, &good));
+    drop(agent);
+    merged.unmount_within(LIMIT);
 }

@@ -6,6 +6,8 @@
 //! `config.rs` and the unit tests do.
 
 mod common;
+#[path = "common/groups.rs"]
+mod groups;
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -16,6 +18,7 @@ use std::{
 };
 
 use common::{LIMIT, SOON, Site, assert_opens, assert_refused, counter, infected, marker};
+use groups::Group;
 use onacc_tests::{
     Agent, agent::AgentBuilder, clamd::wait_until, or_skip, require_root, skip, sys,
 };
@@ -213,51 +216,6 @@ fn a_program_is_left_out_by_its_file_and_not_by_its_name() {
         "an upgraded program is known again\n{}",
         agent.output()
     );
-}
-
-/// A control group of the test's own, in the hierarchy of version 2.
-struct Group(PathBuf);
-
-impl Group {
-    fn new(name: &str) -> Result<Self, String> {
-        let mounts = fs::read_to_string("/proc/self/mounts").map_err(|error| error.to_string())?;
-        let line = mounts.lines().find(|line| line.contains(" cgroup2 "));
-        let root = line
-            .and_then(|line| line.split(' ').nth(1))
-            .ok_or("no control groups of version 2")?;
-        let path = Path::new(root).join(format!("onacc-test-{}-{name}", std::process::id()));
-        fs::create_dir(&path).map_err(|error| format!("a control group: {error}"))?;
-        Ok(Self(path))
-    }
-
-    /// As processes in it see it.
-    fn name(&self) -> String {
-        format!(
-            "/{}",
-            self.0.file_name().expect("it has a name").to_string_lossy()
-        )
-    }
-
-    fn read(&self, file: &Path) -> bool {
-        let script = format!(
-            "echo $$ > {}/cgroup.procs && exec cat \"$0\"",
-            self.0.display()
-        );
-        let mut command = Command::new("/bin/sh");
-        command.args(["-c", &script]).arg(file);
-        command.stdout(Stdio::null()).stderr(Stdio::null());
-        sys::die_with_parent(&mut command)
-            .status()
-            .expect("sh starts")
-            .success()
-    }
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        // Its processes have ended, but the kernel may not have noticed.
-        wait_until(LIMIT, || fs::remove_dir(&self.0).is_ok());
-    }
 }
 
 #[test]

@@ -4,7 +4,6 @@
 //! what is in scope. It may wait: no opener waits for this thread.
 
 use std::sync::Arc;
-use std::sync::mpsc::RecvTimeoutError;
 use std::time::Instant;
 
 use std::os::fd::AsFd as _;
@@ -33,8 +32,6 @@ use crate::observe::printable;
 use crate::policy::{Database, Policy, lock};
 use crate::scan::PrescanMessage;
 
-/// How long to wait until the keeper has told the programs of new filesystems.
-const KEEPER_PATIENCE: Duration = Duration::from_secs(2);
 /// How often names are resolved again though no local file has changed: they
 /// may come from a server.
 const RESOLVE_EVERY: Duration = Duration::from_mins(1);
@@ -44,8 +41,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 impl Agent {
     /// Learns what filesystems are in scope, and marks them if the coverage in
-    /// force does. The reader knows what a filesystem is, and the keeper watches
-    /// its stores, before the first event.
+    /// force does. The reader knows what a filesystem is, and the eBPF programs
+    /// see its stores, before the first event.
     pub(super) fn learn_filesystems(&mut self, table: &Arc<MountTable>) {
         let changes = self.filesystems.look(&self.policy.scope, table);
         if changes.replaced {
@@ -53,16 +50,15 @@ impl Agent {
         }
         if !changes.new.is_empty() {
             let mut kinds = (*self.policy.kinds).clone();
-            kinds.extend(changes.new.iter().map(|new| (new.dev, new.kind)));
+            for new in &changes.new {
+                kinds.insert(new.dev, self.tell_programs(new));
+            }
             self.replace_policy(Policy {
                 kinds: Arc::new(kinds),
                 ..(*self.policy).clone()
             });
         }
-        let any_new = !changes.new.is_empty();
         for filesystem in changes.new {
-            let what = filter_bits(&filesystem);
-            self.keeper.send(KeeperMessage::Watch(filesystem.dev, what));
             self.watch_arrivals(&filesystem);
             if self.kind == Kind::Filesystem {
                 self.mark_one(&filesystem, table);
@@ -72,9 +68,6 @@ impl Agent {
                 }
                 self.filesystems.note(&filesystem);
             }
-        }
-        if any_new {
-            self.await_keeper();
         }
     }
 
@@ -99,16 +92,28 @@ impl Agent {
         );
     }
 
-    /// Where eBPF tells of opens, protection is on when the programs know the
-    /// filesystems, which the keeper tells them.
-    fn await_keeper(&self) {
-        if self.feed.is_none() {
-            return;
+    /// Tells the eBPF programs of a filesystem. What it is to the policy then: where
+    /// they do not know it, stores go unseen, and no file may carry a clean mark.
+    fn tell_programs(&self, filesystem: &NewFilesystem) -> FilesystemKind {
+        let Some(controls) = &self.controls else {
+            return filesystem.kind;
+        };
+        let Err(error) = controls.watch(filesystem.dev, filter_bits(filesystem)) else {
+            return filesystem.kind;
+        };
+        let place = place_of(filesystem);
+        if self.feed.is_some() && !self.settings.prevention {
+            tracing::error!(
+                "onacc: {place}: eBPF cannot tell of opens there: {error}; they are not scanned (--bpf=off: fanotify tells of all)"
+            );
+        } else {
+            tracing::warn!(
+                "onacc: {place}: eBPF does not see stores there: {error}; clean files get no marks"
+            );
         }
-        let (sender, done) = std::sync::mpsc::channel();
-        self.keeper.send(KeeperMessage::Done(sender));
-        if done.recv_timeout(KEEPER_PATIENCE) == Err(RecvTimeoutError::Timeout) {
-            tracing::warn!("onacc: new filesystems are not watched yet; the keeper is slow");
+        match filesystem.kind {
+            FilesystemKind::Ext => FilesystemKind::Stamped,
+            kind => kind,
         }
     }
 
@@ -165,11 +170,16 @@ impl Agent {
         let Some(controls) = &self.controls else {
             return;
         };
-        let told = controls
-            .exclude(&self.policy.excluded_uids)
-            .and_then(|()| controls.set_max_file_size(self.policy.largest_file()));
-        if let Err(error) = told {
-            tracing::warn!("onacc: eBPF filter: {error}; the agent filters by itself");
+        if let Err(error) = controls.exclude(&self.policy.excluded_uids) {
+            tracing::warn!(
+                "onacc: eBPF table of excluded uids: {error}; the agent drops the opens of the others by itself"
+            );
+        }
+        // A limit that were too low would drop what is to be scanned.
+        if let Err(error) = controls.set_max_file_size(self.policy.largest_file()) {
+            tracing::error!(
+                "onacc: eBPF table of settings: {error}; OnAccessMaxFileSize is not followed"
+            );
         }
     }
 

@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 use nix::poll::PollFlags;
 
 use onacc_common::DirKey;
-use onacc_common::filter::Filesystem;
 
 use super::clean_marks::{Clean, CleanMarks, MarkWorld as _};
 use super::kernel_marks::KernelMarks;
@@ -52,11 +51,6 @@ pub struct InfectedFile {
 pub enum KeeperMessage {
     /// A clean file that had no writers when its scan began.
     Clean(CleanFile),
-    /// Watch the stores (and opens) on this filesystem; comes before any clean
-    /// file of it.
-    Watch(u32, Filesystem),
-    /// All that was said before has been done when this is dropped.
-    Done(std::sync::mpsc::Sender<()>),
     /// A file that was found to be infected.
     Infected(InfectedFile),
     /// Scope or mounts have changed.
@@ -139,8 +133,6 @@ impl Keeper {
                         self.placing = true;
                         self.marks.place(&clean);
                     }
-                    KeeperMessage::Watch(dev, what) => self.watch(dev, what),
-                    KeeperMessage::Done(sender) => drop(sender),
                     KeeperMessage::Infected(infected) => self.refuse(&infected),
                     KeeperMessage::Policy(policy) => self.follow(policy),
                     KeeperMessage::Outside(directory, told) => self.learn(&directory, told),
@@ -221,15 +213,6 @@ impl Keeper {
     fn take_moves(&mut self) {
         if self.outside.as_ref().is_some_and(OutsideMarks::moved) {
             self.flush("a directory out of scope was moved");
-        }
-    }
-
-    fn watch(&mut self, dev: u32, what: Filesystem) {
-        if let Some(plane) = &mut self.marks.world_mut().plane
-            && let Err(error) = plane.watch(dev, what)
-        {
-            tracing::error!("onacc: eBPF cannot watch a further filesystem: {error}");
-            crate::kernel::process::die("a filesystem's stores would not be seen");
         }
     }
 

@@ -23,6 +23,7 @@ use super::find::{Told, find};
 use super::judge::{self, Judged, Subject, directory_of};
 use super::lanes::opens_can_block;
 use super::place::Placer;
+use super::processes::{Groups, Opener};
 use crate::coverage::keeper::{CleanFile, KeeperMessage};
 use crate::kernel::SyscallError;
 use crate::kernel::bpf::OpenFeed;
@@ -74,6 +75,8 @@ struct Event {
     told: Told,
     directory: Option<DirKey>,
     euid: u32,
+    /// The id of the opener's control group; 0: not known.
+    group: u64,
 }
 
 /// State of the first thread.
@@ -214,6 +217,7 @@ impl Feed {
                     told: Told::of_missed(one.file),
                     directory: None,
                     euid: one.euid,
+                    group: 0,
                 });
             }
         }
@@ -279,6 +283,14 @@ impl Event {
             told: Told::of(record),
             directory: Some(record.header.directory),
             euid: record.header.euid,
+            group: record.header.cgroup,
+        }
+    }
+
+    fn opener(&self) -> Opener {
+        Opener {
+            tid: self.told.tid,
+            group: self.group,
         }
     }
 }
@@ -289,6 +301,7 @@ struct Looker {
     policy: Arc<Policy>,
     placer: Placer,
     proc: Proc,
+    groups: Groups,
 }
 
 impl Looker {
@@ -298,6 +311,7 @@ impl Looker {
             policy,
             placer: Placer::new(),
             proc: Proc::open()?,
+            groups: Groups::default(),
         })
     }
 
@@ -336,7 +350,8 @@ impl Looker {
         };
         // The programs know the scanners.
         let left_out = || {
-            super::is_excluded_process(&self.policy, &self.proc, event.told.tid)
+            self.groups
+                .leave_out(&self.policy, &self.proc, event.opener())
                 .then_some(Unscanned::ExcludedProcess)
         };
         match judge.opened(file.as_fd(), stat, left_out) {

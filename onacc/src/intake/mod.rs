@@ -11,12 +11,12 @@ mod find;
 mod judge;
 mod lanes;
 mod place;
+mod processes;
 mod reader;
 mod scanner;
 
-use crate::kernel::procfs::Proc;
 use crate::observe::counters::Counters;
-use crate::policy::{Policy, Unscanned};
+use crate::policy::Unscanned;
 
 pub use arrivals::{Arrivals, ArrivalsMessage};
 pub use feed::{Feed, FeedLinks, FeedMessage};
@@ -37,25 +37,4 @@ fn count(counters: &Counters, reason: Unscanned) {
         Unscanned::TooLarge => counters.too_large.up(),
         Unscanned::Empty => counters.empty.up(),
     }
-}
-
-/// By program and control group. Asked for each event anew: an exec changes
-/// the one, anybody with the right to may change the other.
-fn is_excluded_process(policy: &Policy, proc: &Proc, tid: i32) -> bool {
-    let rules = &policy.rules;
-    if tid == 0 {
-        return false;
-    }
-    if rules.ask_program()
-        && let Some(program) = proc.program(tid)
-        && rules.leaves_out_program(program)
-    {
-        return true;
-    }
-    if !rules.ask_group() {
-        return false;
-    }
-    let mut buffer = [0; 8192];
-    let group = proc.control_group(tid, &mut buffer);
-    group.is_some_and(|group| rules.leaves_out_group(group))
 }

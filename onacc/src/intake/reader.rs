@@ -15,6 +15,7 @@ use nix::poll::PollFlags;
 use super::arrears::Arrears;
 use super::judge::{Judge, Judged, Subject, directory_of};
 use super::place::Placer;
+use super::processes;
 use super::scanner::{ScannerIdentity, Strangers};
 use crate::coverage::keeper::{CleanFile, KeeperMessage};
 use crate::kernel::bpf::Tags;
@@ -278,7 +279,7 @@ impl Reader {
         let (policy, proc) = (&*self.policy, &self.own.proc);
         let (strangers, scanner) = (&mut self.strangers, &self.links.scanner);
         let left_out = || {
-            if super::is_excluded_process(policy, proc, tid) {
+            if processes::is_left_out(policy, proc, tid) {
                 return Some(Unscanned::ExcludedProcess);
             }
             // A VirusEvent program reads what is infected, and so does clamd by path.

@@ -9,7 +9,8 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use super::SyscallError;
 
-/// Longest handle that is kept; ext4, xfs, tmpfs and btrfs need 8 to 40 bytes.
+/// Longest handle that is kept: ext4, xfs, tmpfs and btrfs need 8 to 40 bytes, an
+/// overlay's has 24 more than that of the file beneath it (20 on btrfs).
 const CAPACITY: u32 = 48;
 
 /// `struct file_handle` with room for its bytes (`name_to_handle_at(2)`).
@@ -27,6 +28,21 @@ impl FileHandle {
     /// # Errors
     /// The filesystem has no handles, or longer ones.
     pub fn of(file: BorrowedFd<'_>) -> Result<Self, SyscallError> {
+        Self::with_flags(file, 0)
+    }
+
+    /// The handle of an open file that names the inode, and need not be of use
+    /// for opening it (`AT_HANDLE_FID`, since 6.6).
+    ///
+    /// # Errors
+    /// As [`FileHandle::of`], and `EINVAL` before 6.6.
+    pub(super) fn of_identity(file: BorrowedFd<'_>) -> Result<Self, SyscallError> {
+        /// include/uapi/linux/fcntl.h
+        const AT_HANDLE_FID: libc::c_int = 0x200;
+        Self::with_flags(file, AT_HANDLE_FID)
+    }
+
+    fn with_flags(file: BorrowedFd<'_>, flags: libc::c_int) -> Result<Self, SyscallError> {
         let mut handle = Self {
             bytes: CAPACITY,
             kind: 0,
@@ -41,7 +57,7 @@ impl FileHandle {
                 c"".as_ptr(),
                 (&raw mut handle).cast(),
                 mount.as_mut_ptr(),
-                libc::AT_EMPTY_PATH,
+                libc::AT_EMPTY_PATH | flags,
             )
         };
         if result == 0 {
@@ -49,6 +65,19 @@ impl FileHandle {
         } else {
             Err(SyscallError::last("name_to_handle_at"))
         }
+    }
+
+    /// Its kind and its bytes, in the form of its filesystem.
+    pub(super) fn parts(&self) -> Option<(i32, &[u8])> {
+        let bytes = self.data.get(..usize::try_from(self.bytes).ok()?)?;
+        Some((self.kind, bytes))
+    }
+
+    /// The handle of a directory of kernfs (sysfs, control groups) by its id.
+    pub fn of_kernfs(id: u64) -> Self {
+        /// `FILEID_KERNFS` (include/linux/exportfs.h)
+        const KERNFS: i32 = 0xfe;
+        Self::from_parts(KERNFS, &id.to_ne_bytes()).expect("eight bytes are not too many")
     }
 
     /// A handle from the kernel's own words about it (`/proc/self/fdinfo`).

@@ -6,15 +6,11 @@
 //! differ; a file that was copied up is encoded as what it was before. The
 //! parser is pure; tested here and by `tests/`.
 
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use super::file::{self, FileStat, FilesystemKind};
 use super::handle::FileHandle;
 
-/// A handle that names the inode and need not be of use for opening it
-/// (include/uapi/linux/fcntl.h).
-const AT_HANDLE_FID: libc::c_int = 0x200;
 /// `OVL_FILEID_V1`.
 const KIND: i32 = 0xf8;
 /// `OVL_FH_MAGIC`.
@@ -23,15 +19,6 @@ const MAGIC: u8 = 0xfb;
 /// magic, length, flags, type, uuid.
 const PADDING: usize = 3;
 const HEAD: usize = 21;
-/// Room for a handle: 24 bytes and the inner one, 40 on btrfs.
-const CAPACITY: u32 = 120;
-
-#[repr(C)]
-struct RawHandle {
-    bytes: u32,
-    kind: i32,
-    data: [u8; CAPACITY as usize],
-}
 
 /// The file beneath.
 #[derive(Debug)]
@@ -64,27 +51,11 @@ pub fn beneath(
 }
 
 fn inner_handle(file: BorrowedFd<'_>) -> Option<FileHandle> {
-    let mut handle = RawHandle {
-        bytes: CAPACITY,
-        kind: 0,
-        data: [0; CAPACITY as usize],
-    };
-    let mut mount = MaybeUninit::<libc::c_int>::uninit();
-    // SAFETY: `handle` starts with the two fields of `struct file_handle` and
-    // says truly how many bytes follow; path and mount id are live.
-    let result = unsafe {
-        libc::name_to_handle_at(
-            file.as_raw_fd(),
-            c"".as_ptr(),
-            (&raw mut handle).cast(),
-            mount.as_mut_ptr(),
-            libc::AT_EMPTY_PATH | AT_HANDLE_FID,
-        )
-    };
-    if result != 0 || handle.kind != KIND {
-        return None;
+    let handle = FileHandle::of_identity(file).ok()?;
+    match handle.parts()? {
+        (KIND, bytes) => parse(bytes),
+        _ => None,
     }
-    parse(handle.data.get(..usize::try_from(handle.bytes).ok()?)?)
 }
 
 /// Takes the inner handle out of the bytes of an overlay's.

@@ -10,6 +10,8 @@
 
 use std::fmt;
 
+use super::kernels::Series;
+
 /// What the filter plane can have in a machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
 pub enum Tier {
@@ -19,24 +21,45 @@ pub enum Tier {
     Fentry,
     /// The kernel has no BTF to show, so that there is no eBPF at all
     Off,
+    /// lockdown=confidentiality: no eBPF program may read the kernel's memory
+    Locked,
 }
 
 impl Tier {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Lsm, Self::Fentry, Self::Off];
+    pub const ALL: [Self; 4] = [Self::Lsm, Self::Fentry, Self::Off, Self::Locked];
 
     /// What it takes on the kernel's command line.
     pub fn append(self) -> &'static str {
         match self {
             Self::Lsm => "",
             Self::Fentry | Self::Off => "lsm=landlock,lockdown,yama,integrity",
+            Self::Locked => "lockdown=confidentiality",
+        }
+    }
+
+    /// Whether a kernel is booted in it: one that is locked down is enough.
+    pub fn boots(self, series: Series) -> bool {
+        self != Self::Locked || series == Series::V6_12
+    }
+
+    /// Whether all programs can be loaded, to be measured.
+    pub fn loads_all(self) -> bool {
+        matches!(self, Self::Lsm | Self::Fentry)
+    }
+
+    /// The only test files that run in it, if not all.
+    fn only_files(self) -> Option<&'static [&'static str]> {
+        match self {
+            Self::Lsm | Self::Fentry | Self::Off => None,
+            Self::Locked => Some(&["bpf_opens", "kernel_lockdown", "notify"]),
         }
     }
 
     /// What it takes in the machine, as shell commands.
     pub fn prepare(self) -> &'static str {
         match self {
-            Self::Lsm | Self::Fentry => "",
+            Self::Lsm | Self::Fentry | Self::Locked => "",
             Self::Off => "mount --bind /dev/null /sys/kernel/btf/vmlinux\n",
         }
     }
@@ -48,6 +71,7 @@ impl fmt::Display for Tier {
             Self::Lsm => "lsm",
             Self::Fentry => "fentry",
             Self::Off => "off",
+            Self::Locked => "locked",
         })
     }
 }
@@ -169,6 +193,10 @@ pub struct Case {
 /// the filter.
 pub fn cases(files: &[String], tier: Tier, extent: Extent) -> Vec<Case> {
     let one = |file: &String| {
+        let only_files = tier.only_files();
+        if only_files.is_some_and(|only| !only.contains(&file.as_str())) {
+            return None;
+        }
         let unlisted = file.starts_with("bpf") || file.starts_with("kernel");
         let listed = LISTED.iter().find(|listed| listed.file == file);
         let only = match (listed, extent) {
@@ -222,6 +250,13 @@ mod tests {
         assert!(short.len() == 1 && !short[0].only.is_empty());
     }
 
+    #[test]
+    fn a_locked_down_machine_runs_what_concerns_it() {
+        let files = files(&["bpfmodes", "kernel_lockdown", "notify"]);
+        assert_eq!(cases(&files, Tier::Locked, Extent::Short).len(), 2);
+        assert!(!Tier::Locked.boots(Series::V6_1) && Tier::Lsm.boots(Series::V6_1));
+    }
+
     /// A name that is no test any more would silently run nothing.
     #[test]
     fn every_test_that_is_named_exists() {
@@ -235,6 +270,9 @@ mod tests {
             for test in listed.short {
                 exists(listed.file, test);
             }
+        }
+        for file in Tier::ALL.into_iter().filter_map(Tier::only_files).flatten() {
+            assert!(sources.join(file).with_extension("rs").exists(), "{file}");
         }
         for except in EXCEPT {
             for test in except.tests {

@@ -108,7 +108,8 @@ fn prepare(
     } else {
         tests.names()
     };
-    let tiers = wish.tiers.iter().map(|&tier| {
+    let booted = wish.tiers.iter().filter(|tier| tier.boots(series));
+    let tiers = booted.map(|&tier| {
         let mut cases = cases(&names, tier, wish.extent);
         if let Some(filter) = wish.filter {
             cases.retain_mut(|case| {

@@ -260,7 +260,7 @@ fn security() -> Vec<Finding> {
         findings.push(if mode == "confidentiality" {
             Finding::note("kernel", "lockdown: confidentiality")
                 .means(
-                    "eBPF programs may not read kernel memory by helpers; what needs that is off",
+                    "eBPF programs may not read the kernel's memory: infected files are not refused in the kernel, but by fanotify, as safely; without OnAccessPrevention fanotify tells of opens, and who has ended by then is not excluded by uid",
                 )
                 .mend("lockdown=integrity on the kernel's command line")
         } else {
@@ -421,17 +421,18 @@ pub fn limits(settings: Option<&Settings>, agent: Option<&Running>) -> Vec<Findi
         });
     }
     if let Some(settings) = settings {
-        let policy = if settings.deny_on_error {
-            "denied"
-        } else {
-            "allowed"
-        };
+        let bound = settings.bound().as_millis();
         findings.push(Finding::ok(
             "limits",
-            format!(
-                "no opener waits longer than {} ms; then the open is {policy}",
-                settings.bound().as_millis()
-            ),
+            match (settings.prevention, settings.deny_on_error) {
+                (false, _) => format!("no opener waits; a scan is given up after {bound} ms"),
+                (true, true) => {
+                    format!("no opener waits longer than {bound} ms; then the open is denied")
+                }
+                (true, false) => {
+                    format!("no opener waits longer than {bound} ms; then the open is allowed")
+                }
+            },
         ));
     }
     findings

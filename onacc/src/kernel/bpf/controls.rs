@@ -1,5 +1,5 @@
-//! What the programs are told of the settings: excluded uids, exempt processes,
-//! the size limit.
+//! What the programs are told before they can filter: watched filesystems,
+//! excluded uids, exempt processes, the size limit.
 //!
 //! Shared by the threads that know these things. Must not: decide them.
 
@@ -8,12 +8,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use aya::maps::{Array, HashMap, MapData, MapError};
 use onacc_common::config;
+use onacc_common::filter::Filesystem;
 
 /// The maps behind the filter's settings; clones share them.
 #[derive(Clone)]
 pub struct Controls(Arc<Mutex<Maps>>);
 
 struct Maps {
+    watched: HashMap<MapData, u32, u32>,
     excluded: HashMap<MapData, u32, u8>,
     present: HashSet<u32>,
     exempt: HashMap<MapData, u32, u8>,
@@ -22,16 +24,29 @@ struct Maps {
 
 impl Controls {
     pub(super) fn new(
+        watched: HashMap<MapData, u32, u32>,
         excluded: HashMap<MapData, u32, u8>,
         exempt: HashMap<MapData, u32, u8>,
         config: Array<MapData, u64>,
     ) -> Self {
         Self(Arc::new(Mutex::new(Maps {
+            watched,
             excluded,
             present: HashSet::new(),
             exempt,
             config,
         })))
+    }
+
+    /// Stores (and opens) on this filesystem are seen from now on. It is not
+    /// forgotten when it is unmounted here: it may live on in another namespace,
+    /// and its number goes to a successor.
+    ///
+    /// # Errors
+    /// The map is full, or the kernel refused: no file there may carry a clean
+    /// mark, and opens there are not told.
+    pub fn watch(&self, dev: u32, what: Filesystem) -> Result<(), MapError> {
+        self.lock().watched.insert(dev, what.0, 0)
     }
 
     /// Opens by these effective uids, and by no others, are dropped from now on.

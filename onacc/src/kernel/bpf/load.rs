@@ -36,6 +36,8 @@ const FIRST_PID_NAMESPACE: &str = "pid:[4026531836]";
 /// Ring buffer where all opens are told, and where only refusals are.
 const OPENS_RING: u32 = 8 << 20;
 const REFUSALS_RING: u32 = 128 << 10;
+/// Filesystems that can be watched at a time.
+const FILESYSTEMS: u32 = 16_384;
 
 /// What is asked of the filter plane.
 #[derive(Clone, Copy, Debug)]
@@ -233,6 +235,7 @@ pub fn load(request: &Request) -> Result<Loaded, BpfError> {
     }
     object_files.override_global(globals::OPEN_CALLS, &OPEN_CALLS, false);
     object_files.map_max_entries("CACHED", request.capacity);
+    object_files.map_max_entries("WATCHED", FILESYSTEMS);
     object_files.map_max_entries("EXCLUDED", request.excluded.max(1));
     for (tier, wanted) in candidates.into_iter().zip(&wanted) {
         if *wanted == 0 {
@@ -387,12 +390,12 @@ fn parts(mut programs: Ebpf, (tier, wanted): (Option<OpenTier>, u32)) -> Result<
     };
     Ok(Loaded {
         controls: Controls::new(
+            HashMap::try_from(take("WATCHED")?).map_err(map_error)?,
             HashMap::try_from(take("EXCLUDED")?).map_err(map_error)?,
             HashMap::try_from(take("EXEMPT")?).map_err(map_error)?,
             Array::try_from(take("CONFIG")?).map_err(map_error)?,
         ),
         plane: FilterPlane {
-            watched: HashMap::try_from(take("WATCHED")?).map_err(map_error)?,
             cached: HashMap::try_from(take("CACHED")?).map_err(map_error)?,
             records: RingBuf::try_from(take("RECORDS")?).map_err(map_error)?,
             outside: Outside::new(HashMap::try_from(take("OUTSIDE")?).map_err(map_error)?),

@@ -21,7 +21,6 @@ use std::sync::Arc;
 
 use aya::Ebpf;
 use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray, RingBuf};
-use onacc_common::filter::Filesystem;
 use onacc_common::{CachedInode, Counter, DeniedInode, DirKey, DirtyRecord, InodeKey, epochs};
 
 use super::btf::BtfError;
@@ -82,7 +81,6 @@ pub enum ArmError {
 
 /// The loaded filter plane.
 pub struct FilterPlane {
-    watched: HashMap<MapData, u32, u32>,
     cached: HashMap<MapData, Key, Value>,
     records: RingBuf<MapData>,
     outside: Outside,
@@ -110,14 +108,6 @@ impl FilterCounters {
 }
 
 impl FilterPlane {
-    /// Watches a filesystem.
-    ///
-    /// # Errors
-    /// The map is full or the kernel refused.
-    pub fn watch(&mut self, dev: u32, what: Filesystem) -> Result<(), MapError> {
-        self.watched.insert(dev, what.0, 0)
-    }
-
     /// Whether opens are told by records, so that fanotify need not.
     pub fn tells_opens(&self) -> bool {
         self.tells_opens
@@ -293,8 +283,23 @@ impl BpfError {
             }
             next = error.source();
         }
+        if lacks_reading(&log) {
+            READING.clone_into(&mut why);
+        }
         Self::Refused { what, why, log }
     }
+}
+
+/// Said instead of an EINVAL that tells nobody anything.
+const READING: &str = "the kernel lets no eBPF program read its memory (bpf_probe_read): lockdown is in confidentiality mode (lockdown=integrity on the kernel's command line would grant it)";
+
+/// Whether the verifier refused the helper that every hook on names needs: under
+/// lockdown=confidentiality it is not there. Words of 6.1, and of 6.12.
+fn lacks_reading(log: &str) -> bool {
+    log.lines().any(|line| {
+        line.contains("bpf_probe_read")
+            && (line.contains("unknown func") || line.contains("cannot use helper"))
+    })
 }
 
 #[cfg(test)]

@@ -77,3 +77,38 @@ impl Drop for Tags {
         debug_assert!(unmapped.is_ok(), "{unmapped:?}");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::mman::mmap_anonymous;
+
+    #[test]
+    fn a_tag_that_another_thread_has_written_over_tells_nothing() {
+        let bytes = NonZeroUsize::new(BYTES).unwrap();
+        let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        // SAFETY: a fresh mapping of this size, unmapped by `Tags` alone.
+        let tags = unsafe { mmap_anonymous(None, bytes, prot, MapFlags::MAP_PRIVATE) };
+        let tags = Tags {
+            slots: tags.unwrap().cast(),
+        };
+        let write = |tid: u32, euid: u32| {
+            let slot = (tid & (TAG_SLOTS - 1)) as usize;
+            // SAFETY: inside the mapping.
+            unsafe {
+                tags.slots
+                    .add(slot)
+                    .write_volatile(onacc_common::tag(tid, euid));
+            }
+        };
+        write(7, 1000);
+        assert_eq!(tags.effective_uid(7), Some(1000));
+        write(7 + TAG_SLOTS, 0);
+        assert_eq!(tags.effective_uid(7), None, "asked of /proc then");
+        assert_eq!(tags.effective_uid(8), None);
+        assert_eq!(
+            (tags.effective_uid(0), tags.effective_uid(-1)),
+            (None, None)
+        );
+    }
+}

@@ -3,6 +3,7 @@
 use super::*;
 use crate::kernel::file;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+use onacc_common::filter::Filesystem;
 use onacc_common::opens::{Access, OpenHeader};
 use onacc_common::wants;
 use std::os::unix::ffi::OsStrExt as _;
@@ -26,8 +27,8 @@ fn a_store_through_a_shared_mapping_is_reported_and_a_read_is_not() {
         println!("SKIPPED: /var/tmp is not on an ext filesystem");
         return;
     }
-    let mut plane = match load(&MARKS_ALONE).map(|loaded| loaded.plane) {
-        Ok(plane) => plane,
+    let (mut plane, controls) = match load(&MARKS_ALONE) {
+        Ok(loaded) => (loaded.plane, loaded.controls),
         Err(error) => {
             assert_ne!(nix::unistd::geteuid().as_raw(), 0, "{error}");
             println!("SKIPPED: {error}");
@@ -36,7 +37,7 @@ fn a_store_through_a_shared_mapping_is_reported_and_a_read_is_not() {
     };
     std::thread::sleep(Duration::from_millis(60));
     let stat = file::stat(fd).unwrap();
-    plane.watch(stat.key.dev, Filesystem(0)).unwrap();
+    controls.watch(stat.key.dev, Filesystem(0)).unwrap();
     let entry = CachedInode {
         changed: stat.changed,
         serial: 7,
@@ -72,15 +73,33 @@ fn a_store_through_a_shared_mapping_is_reported_and_a_read_is_not() {
 }
 
 #[test]
-fn a_full_map_says_so() {
-    let Ok(mut plane) = load(&Request {
+fn full_maps_say_so_and_what_is_known_of_directories_makes_room() {
+    let Ok(loaded) = load(&Request {
         capacity: 2,
         ..MARKS_ALONE
-    })
-    .map(|loaded| loaded.plane) else {
+    }) else {
         println!("SKIPPED: no eBPF here; the test above says why");
         return;
     };
+    let (mut plane, controls) = (loaded.plane, loaded.controls);
+    let watched = (1..20_000)
+        .map(|dev| controls.watch(dev, Filesystem(0)))
+        .position(|watched| watched.is_err());
+    assert_eq!(watched, Some(16_384));
+    assert!(controls.watch(1, Filesystem(3)).is_ok(), "a known one");
+    let uids: Vec<u32> = (0..10).collect();
+    assert!(controls.exclude(&uids).is_err(), "room for one");
+    let directory = |ino| DirKey {
+        key: InodeKey::new(1, 1, ino),
+        generation: 0,
+        zero: 0,
+    };
+    for ino in 0..70_000 {
+        if ino == 30_000 {
+            plane.forget_directories().unwrap();
+        }
+        plane.ignore_directory(directory(ino)).unwrap();
+    }
     let entry = CachedInode {
         changed: onacc_common::ChangeTime::new(1, 1),
         serial: 1,
@@ -90,6 +109,62 @@ fn a_full_map_says_so() {
         .map(|ino| plane.arm(InodeKey::new(1, 1, ino), entry))
         .find(Result::is_err);
     assert!(matches!(filled, Some(Err(ArmError::Full))), "{filled:?}");
+}
+
+#[test]
+fn what_finds_room_nowhere_is_counted() {
+    let shared = Path::new("/dev/shm");
+    let on = std::fs::File::open(shared).map(|on| file::filesystem_kind(&on));
+    if !matches!(on, Ok(Ok(file::FilesystemKind::Unstamped))) {
+        println!("SKIPPED: {} is no tmpfs", shared.display());
+        return;
+    }
+    let Some(mut loaded) = everything() else {
+        return;
+    };
+    let dir = tempfile::tempdir_in(shared).unwrap();
+    loaded.controls.set_max_file_size(u64::MAX).unwrap();
+    let first = dir.path().join("first");
+    std::fs::write(&first, "x").unwrap();
+    let dev = file::stat(std::fs::File::open(&first).unwrap().as_fd())
+        .unwrap()
+        .key
+        .dev;
+    loaded
+        .controls
+        .watch(dev, Filesystem(Filesystem::KEYED))
+        .unwrap();
+    let counters = Arc::clone(loaded.plane.counters());
+    let get = |counter| counters.get(counter).unwrap();
+    while get(Counter::OpenMissed) == 0 {
+        for _ in 0..1000 {
+            drop(std::fs::File::open(&first).unwrap());
+        }
+    }
+    // Made by being opened: each is another file, and finds the ring buffer full.
+    let mut made = 0;
+    while get(Counter::OpenLost) == 0 {
+        for _ in 0..1000 {
+            let path = dir.path().join(made.to_string());
+            drop(std::fs::File::create(&path).unwrap());
+            std::fs::remove_file(path).unwrap();
+            made += 1;
+        }
+        assert!(made < 200_000, "{made} files");
+    }
+    let feed = loaded.feed.as_mut().unwrap();
+    let lost = get(Counter::OpenLost);
+    assert!(feed.take_lost() >= lost && lost > 0);
+    assert_eq!(feed.take_lost(), 0, "counted once");
+    let mut taken = 0;
+    loop {
+        let missed = feed.take_missed().len();
+        if missed == 0 {
+            break;
+        }
+        taken += missed;
+    }
+    assert!(taken > 60_000, "{taken}");
 }
 
 /// All that the hooks can do, as far as this kernel grants it.
@@ -176,7 +251,7 @@ fn an_open_is_told_with_its_names_and_dropped_for_each_reason() {
 
     assert!(cat_as(4711, &path));
     assert_eq!(told_of(feed, stat.key), [], "not watched");
-    loaded.plane.watch(stat.key.dev, both).unwrap();
+    loaded.controls.watch(stat.key.dev, both).unwrap();
     assert!(cat_as(4711, &path));
     let told = told_of(feed, stat.key);
     assert_eq!(told.len(), 1, "{told:?}");
@@ -237,7 +312,7 @@ fn an_execution_is_told_as_such() {
     let (dir, _, stat) = scene();
     loaded.controls.set_max_file_size(u64::MAX).unwrap();
     loaded
-        .plane
+        .controls
         .watch(stat.key.dev, Filesystem(Filesystem::KEYED))
         .unwrap();
     let program = dir.path().join("a program");
@@ -273,7 +348,7 @@ fn deep_long_and_odd_names_are_told_or_said_to_be_cut() {
     let (dir, _, stat) = scene();
     loaded.controls.set_max_file_size(u64::MAX).unwrap();
     loaded
-        .plane
+        .controls
         .watch(stat.key.dev, Filesystem(Filesystem::KEYED))
         .unwrap();
     let feed = loaded.feed.as_mut().unwrap();
@@ -328,7 +403,7 @@ fn what_finds_no_room_is_noted_once_each() {
         })
         .collect();
     loaded
-        .plane
+        .controls
         .watch(stat.key.dev, Filesystem(Filesystem::KEYED))
         .unwrap();
     let counters = Arc::clone(loaded.plane.counters());
@@ -378,7 +453,7 @@ fn with_lsm_an_infected_inode_is_refused_until_it_changes() {
     .unwrap();
     loaded.controls.set_max_file_size(u64::MAX).unwrap();
     loaded
-        .plane
+        .controls
         .watch(stat.key.dev, Filesystem(Filesystem::KEYED))
         .unwrap();
     let opened = std::fs::File::open(&path).unwrap();
@@ -447,8 +522,8 @@ fn who_opens_leaves_a_tag() {
         return;
     };
     let (_dir, path, stat) = scene();
-    let mut plane = loaded.plane;
-    plane
+    loaded
+        .controls
         .watch(stat.key.dev, Filesystem(Filesystem::KEYED))
         .unwrap();
     let tid = nix::unistd::gettid().as_raw();
@@ -482,7 +557,7 @@ fn an_open_for_writing_ends_a_clean_mark() {
     }
     let (_dir, path, stat) = scene();
     loaded
-        .plane
+        .controls
         .watch(stat.key.dev, Filesystem(Filesystem::KEYED))
         .unwrap();
     let entry = CachedInode {
@@ -501,4 +576,16 @@ fn an_open_for_writing_ends_a_clean_mark() {
     );
     let record = loaded.plane.next_record().unwrap();
     assert_eq!((record.key, record.serial), (stat.key, 9));
+}
+
+#[test]
+fn a_refused_helper_is_told_from_other_complaints() {
+    assert!(lacks_reading("62: (85)\nunknown func bpf_probe_read#4\n"));
+    assert!(lacks_reading(
+        "program of this type cannot use helper bpf_probe_read_kernel_str#115"
+    ));
+    assert!(!lacks_reading(
+        "; bpf_probe_read(dst, size)\nR1 is no pointer"
+    ));
+    assert!(!lacks_reading("unknown func bpf_d_path#147"));
 }
