@@ -422,7 +422,11 @@ fn one_scan_serves_a_file_and_the_overlays_above_it() {
         skip!("this kernel does not tell what lies beneath a file of an overlay");
     }
     thread::sleep(2 * NO_LONGER_YOUNG);
-    let agent = or_skip!(told(site.agent().prevention(false)));
+    let agent = or_skip!(told(
+        Agent::builder(site.fake())
+            .prevention(false)
+            .include(site.watched())
+    ));
     for (file, scans) in [("good", 1), ("bad", 2)] {
         for path in [merged.join(file), lower.join(file), merged.join(file)] {
             let before = all(&agent)["told_opens"];
