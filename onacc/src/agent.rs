@@ -33,7 +33,6 @@ use crate::coverage::paths::{PathError, RealPaths, Tell};
 use crate::coverage::tiers;
 use crate::intake::{
     Arrivals, ArrivalsMessage, Ended, Feed, FeedLinks, FeedMessage, LaneError, Lanes, ReaderLinks,
-    ScannerIdentity,
 };
 use crate::kernel::bpf::{BpfError, Controls, FilterCounters, FilterPlane};
 use crate::kernel::daemon;
@@ -53,7 +52,9 @@ use crate::observe::printable;
 use crate::policy::{Policy, TooManyPatterns, VerdictCache};
 use crate::respond::quarantine::store::StoreError;
 use crate::respond::quarantine::{Prepared, Quarantine, WaitingFiles};
-use crate::scan::{Feeders, Links, Prescan, PrescanMessage, Prescanner, Service, Work};
+use crate::scan::{
+    Feeders, Links, Prescan, PrescanMessage, Prescanner, ScannerIdentity, Service, Work,
+};
 
 /// Files that are scanned ahead at a time, or wait for it.
 const MOST_PRESCANS: usize = 64;

@@ -17,7 +17,7 @@ use std::{
 
 use onacc::{
     config::modes::MarksMode,
-    intake::{Control, Reader, ReaderLinks, ReaderOwn, ScannerIdentity},
+    intake::{Control, Reader, ReaderLinks, ReaderOwn},
     kernel::{
         fanotify::{Answer, FdBudget, Group, GroupKind},
         file::{self, FileStat, FilesystemKind},
@@ -28,7 +28,7 @@ use onacc::{
     },
     observe::{counters::Counters, heartbeat::Heartbeat},
     policy::{Policy, Rules, Scope, Verdict, VerdictCache},
-    scan::Work,
+    scan::{ScannerIdentity, Work},
 };
 use onacc_tests::{ScratchFs, or_skip, require_root};
 

@@ -19,7 +19,7 @@ use crate::coverage::filesystems::NewFilesystem;
 use crate::coverage::keeper::KeeperMessage;
 use crate::coverage::kind::Kind;
 use crate::coverage::paths::{RealPaths, Tell};
-use crate::intake::{ArrivalsMessage, FeedMessage, LaneId, is_keyed, lane_of};
+use crate::intake::{ArrivalsMessage, FeedMessage, is_keyed};
 use crate::kernel::SyscallError;
 use crate::kernel::accounts::AccountWatch;
 use crate::kernel::daemon::Readiness;
@@ -29,7 +29,7 @@ use crate::kernel::mounts::{self, MountTable};
 use crate::kernel::signals::{Request, Signals};
 use crate::kernel::wake::sleep;
 use crate::observe::printable;
-use crate::policy::{Database, Policy, lock};
+use crate::policy::{Database, LaneId, Policy, lane_of, lock};
 use crate::scan::PrescanMessage;
 
 /// How often names are resolved again though no local file has changed: they

@@ -21,7 +21,6 @@ use onacc_common::opens::{Access, OpenRecord};
 
 use super::find::{Told, find};
 use super::judge::{self, Judged, Subject, directory_of};
-use super::lanes::opens_can_block;
 use super::place::Placer;
 use super::processes::{Groups, Opener};
 use crate::coverage::keeper::{CleanFile, KeeperMessage};
@@ -34,7 +33,7 @@ use crate::kernel::process;
 use crate::kernel::procfs::Proc;
 use crate::kernel::wake::{Mailbox, sleep};
 use crate::observe::counters::Counters;
-use crate::policy::{Policy, Unscanned, Verdict, VerdictCache, lock};
+use crate::policy::{Policy, Unscanned, Verdict, VerdictCache, lock, opens_can_block};
 use crate::respond::report;
 use crate::scan::Work;
 

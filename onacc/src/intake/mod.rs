@@ -13,7 +13,6 @@ mod lanes;
 mod place;
 mod processes;
 mod reader;
-mod scanner;
 
 use crate::observe::counters::Counters;
 use crate::policy::Unscanned;
@@ -21,9 +20,8 @@ use crate::policy::Unscanned;
 pub use arrivals::{Arrivals, ArrivalsMessage};
 pub use feed::{Feed, FeedLinks, FeedMessage};
 pub use find::is_keyed;
-pub use lanes::{Ended, LaneError, LaneId, Lanes, lane_of};
+pub use lanes::{Ended, LaneError, Lanes};
 pub use reader::{Control, Reader, ReaderLinks, ReaderOwn};
-pub use scanner::ScannerIdentity;
 
 fn count(counters: &Counters, reason: Unscanned) {
     match reason {

@@ -16,7 +16,6 @@ use super::arrears::Arrears;
 use super::judge::{Judge, Judged, Subject, directory_of};
 use super::place::Placer;
 use super::processes;
-use super::scanner::{ScannerIdentity, Strangers};
 use crate::coverage::keeper::{CleanFile, KeeperMessage};
 use crate::kernel::bpf::Tags;
 use crate::kernel::fanotify::{Answer, FdBudget, Group, PendingEvent, ReadBuffer, ReadError};
@@ -28,7 +27,7 @@ use crate::kernel::wake::{Mailbox, sleep};
 use crate::observe::counters::Counters;
 use crate::observe::heartbeat::Heartbeat;
 use crate::policy::{Policy, Unscanned, Verdict, VerdictCache, lock};
-use crate::scan::{PrescanMessage, Work, Written};
+use crate::scan::{PrescanMessage, ScannerIdentity, Strangers, Work, Written};
 
 /// Directories that the keeper is asked about within a second.
 const MAX_ASKED: usize = 4096;

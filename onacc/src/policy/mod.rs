@@ -5,6 +5,7 @@
 //! use `unsafe` (invariant 11). Tested beside each function.
 
 mod database;
+mod lane;
 mod marks;
 mod rules;
 mod scope;
@@ -20,6 +21,7 @@ use crate::kernel::file::{FileStat, FilesystemKind};
 use crate::kernel::mounts::{Mount, MountTable};
 
 pub use database::Database;
+pub use lane::{LaneId, lane_of, opens_can_block};
 pub use marks::{MarkTable, Remembered};
 pub use rules::{LimitedPaths, PathLimits, Rules, TooManyPatterns};
 pub use scope::{Scope, Side};

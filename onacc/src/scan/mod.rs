@@ -17,6 +17,7 @@ mod pool;
 mod prescan;
 mod queue;
 mod resolver;
+mod scanner;
 mod server;
 mod service;
 mod versions;
@@ -32,6 +33,7 @@ pub use matches::Matcher;
 pub use pool::Pool;
 pub use prescan::{Prescan, PrescanMessage, PrescanRefused, Prescanner, Written};
 pub use resolver::{Resolver, socket_inode};
+pub use scanner::{ScannerIdentity, Strangers};
 pub use server::{MOST_STREAMS, ServerState};
 pub use service::{Limits, Links, Service};
 

@@ -7,9 +7,9 @@
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 
-use crate::intake::{LaneId, lane_of};
 use crate::kernel::mounts::{Mount, MountTable, is_below};
 use crate::policy::Side;
+use crate::policy::{LaneId, lane_of};
 
 /// How far an include path reaches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
