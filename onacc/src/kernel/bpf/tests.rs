@@ -126,10 +126,7 @@ fn what_finds_room_nowhere_is_counted() {
     loaded.controls.set_max_file_size(u64::MAX).unwrap();
     let first = dir.path().join("first");
     std::fs::write(&first, "x").unwrap();
-    let dev = file::stat(std::fs::File::open(&first).unwrap().as_fd())
-        .unwrap()
-        .key
-        .dev;
+    let dev = key_of(&first).dev;
     loaded
         .controls
         .watch(dev, Filesystem(Filesystem::KEYED))
@@ -196,12 +193,27 @@ fn scene() -> (tempfile::TempDir, PathBuf, file::FileStat) {
         .prefix("onacc-bpf.")
         .tempdir_in("/var/tmp")
         .unwrap();
+    let for_all = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(dir.path(), for_all).unwrap();
     std::fs::create_dir_all(dir.path().join("a/b")).unwrap();
     let path = dir.path().join("a/b/some file");
     std::fs::write(&path, "content").unwrap();
     std::thread::sleep(Duration::from_millis(60));
     let stat = file::stat(std::fs::File::open(&path).unwrap().as_fd()).unwrap();
     (dir, path, stat)
+}
+
+/// Everything on this filesystem is told, whatever its size.
+fn watch(loaded: &Loaded, dev: u32) {
+    let controls = &loaded.controls;
+    controls.set_max_file_size(u64::MAX).unwrap();
+    controls.watch(dev, Filesystem(Filesystem::KEYED)).unwrap();
+}
+
+/// The key of the file at this path.
+fn key_of(path: &Path) -> InodeKey {
+    let file = std::fs::File::open(path).unwrap();
+    file::stat(file.as_fd()).unwrap().key
 }
 
 /// Names and other facts of the records about this inode so far.
@@ -238,12 +250,7 @@ fn an_open_is_told_with_its_names_and_dropped_for_each_reason() {
     let Some(mut loaded) = everything() else {
         return;
     };
-    let (dir, path, stat) = scene();
-    std::fs::set_permissions(
-        dir.path(),
-        std::os::unix::fs::PermissionsExt::from_mode(0o755),
-    )
-    .unwrap();
+    let (_dir, path, stat) = scene();
     let feed = loaded.feed.as_mut().unwrap();
     let counters = Arc::clone(loaded.plane.counters());
     loaded.controls.set_max_file_size(100).unwrap();
@@ -310,11 +317,7 @@ fn an_execution_is_told_as_such() {
         return;
     };
     let (dir, _, stat) = scene();
-    loaded.controls.set_max_file_size(u64::MAX).unwrap();
-    loaded
-        .controls
-        .watch(stat.key.dev, Filesystem(Filesystem::KEYED))
-        .unwrap();
+    watch(&loaded, stat.key.dev);
     let program = dir.path().join("a program");
     let some_program = std::env::var("PATH")
         .unwrap_or_default()
@@ -323,9 +326,7 @@ fn an_execution_is_told_as_such() {
         .find(|path| path.is_file())
         .unwrap();
     std::fs::copy(some_program, &program).unwrap();
-    let key = file::stat(std::fs::File::open(&program).unwrap().as_fd())
-        .unwrap()
-        .key;
+    let key = key_of(&program);
     let feed = loaded.feed.as_mut().unwrap();
     told_of(feed, key);
     let run = std::process::Command::new(&program)
@@ -346,11 +347,7 @@ fn deep_long_and_odd_names_are_told_or_said_to_be_cut() {
         return;
     };
     let (dir, _, stat) = scene();
-    loaded.controls.set_max_file_size(u64::MAX).unwrap();
-    loaded
-        .controls
-        .watch(stat.key.dev, Filesystem(Filesystem::KEYED))
-        .unwrap();
+    watch(&loaded, stat.key.dev);
     let feed = loaded.feed.as_mut().unwrap();
     let odd: Vec<u8> = (1..=255).filter(|byte| *byte != b'/').collect();
     for (name, levels, whole) in [
@@ -367,9 +364,7 @@ fn deep_long_and_odd_names_are_told_or_said_to_be_cut() {
         }
         path.push("leaf");
         std::fs::write(&path, "leaf").unwrap();
-        let key = file::stat(std::fs::File::open(&path).unwrap().as_fd())
-            .unwrap()
-            .key;
+        let key = key_of(&path);
         told_of(feed, key);
         drop(std::fs::File::open(&path).unwrap());
         let told = told_of(feed, key);
@@ -418,9 +413,7 @@ fn what_finds_no_room_is_noted_once_each() {
     }
     let missed = feed.take_missed();
     for path in &files {
-        let key = file::stat(std::fs::File::open(path).unwrap().as_fd())
-            .unwrap()
-            .key;
+        let key = key_of(path);
         let found: Vec<&Missed> = missed.iter().filter(|one| one.file.key == key).collect();
         assert_eq!(found.len(), 1);
         let handle =
@@ -445,17 +438,8 @@ fn with_lsm_an_infected_inode_is_refused_until_it_changes() {
         println!("SKIPPED: no BPF LSM here");
         return;
     }
-    let (dir, path, stat) = scene();
-    std::fs::set_permissions(
-        dir.path(),
-        std::os::unix::fs::PermissionsExt::from_mode(0o755),
-    )
-    .unwrap();
-    loaded.controls.set_max_file_size(u64::MAX).unwrap();
-    loaded
-        .controls
-        .watch(stat.key.dev, Filesystem(Filesystem::KEYED))
-        .unwrap();
+    let (_dir, path, stat) = scene();
+    watch(&loaded, stat.key.dev);
     let opened = std::fs::File::open(&path).unwrap();
     let signature: Arc<str> = "Eicar".into();
     assert!(
