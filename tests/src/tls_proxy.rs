@@ -43,16 +43,42 @@ impl TlsProxy {
 
     /// Starts one whose files are in `dir` and that leads to a Unix socket.
     pub fn start(dir: &Path, socket: &Path) -> Self {
+        Self::start_to(dir, &socket.display().to_string(), "")
+    }
+
+    /// Starts one that leads to a Unix socket or `host:port`; `more` is further
+    /// text of its configuration: services beside.
+    pub fn start_to(dir: &Path, target: &str, more: &str) -> Self {
         make_certificates(dir);
+        let shown = dir.display();
+        let service = format!(
+            "connect = {target}\ncert = {shown}/server.pem\nkey = {shown}/server.key\n\
+             CAfile = {shown}/ca.pem\nverifyChain = yes\n{more}"
+        );
+        Self::run(dir, &service)
+    }
+
+    /// Starts one that takes plain TCP and leads to another proxy by TLS.
+    pub fn start_client(dir: &Path, to: &Self) -> Self {
+        let file = |name: &str| to.file(name).display().to_string();
+        let service = format!(
+            "client = yes\nconnect = 127.0.0.1:{}\ncert = {}\nkey = {}\nCAfile = {}\n\
+             verifyChain = yes\n",
+            to.port(),
+            file("client.pem"),
+            file("client.key"),
+            file("ca.pem")
+        );
+        Self::run(dir, &service)
+    }
+
+    fn run(dir: &Path, service: &str) -> Self {
         let port = free_port();
         let shown = dir.display();
         let conf = dir.join("stunnel.conf");
         let text = format!(
             "foreground = yes\npid =\nsyslog = no\noutput = {shown}/stunnel.log\n\
-             [clamd]\naccept = 127.0.0.1:{port}\nconnect = {}\n\
-             cert = {shown}/server.pem\nkey = {shown}/server.key\n\
-             CAfile = {shown}/ca.pem\nverifyChain = yes\n",
-            socket.display()
+             [clamd]\naccept = 127.0.0.1:{port}\n{service}"
         );
         fs::write(&conf, text).expect("writing stunnel's configuration");
         let mut command = Command::new("/usr/bin/stunnel4");
@@ -75,6 +101,11 @@ impl TlsProxy {
         });
         assert!(listens, "stunnel said:\n{}", proxy.log());
         proxy
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// Its port.

@@ -25,6 +25,7 @@ pub mod process;
 pub mod procfs;
 pub mod signals;
 pub mod sync;
+pub mod unix_peers;
 pub mod wake;
 
 /// A system call failed.

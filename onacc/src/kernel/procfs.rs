@@ -44,6 +44,15 @@ pub struct Executable {
     pub mode: u32,
 }
 
+impl Executable {
+    /// Whether it is called clamd (it may have been replaced by a new one since),
+    /// belongs to root and can be written by root alone.
+    pub fn is_clamd(&self) -> bool {
+        let name = self.name.strip_suffix(" (deleted)").unwrap_or(&self.name);
+        name == "clamd" && self.owner == 0 && self.mode & 0o022 == 0
+    }
+}
+
 /// What a thread's `stat` line tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ThreadStat {

@@ -67,6 +67,21 @@ pub fn infected(path: &[u8], links: u32, signature: &str) {
     tracing::info!(target: VERDICT, "{path}: {} FOUND", printable(signature.as_bytes()));
 }
 
+/// The process at the other end of a connection within this host is no clamd, and
+/// leads to none that could be found.
+pub fn clamd_not_recognised(server: &str, proxy: Option<i32>) {
+    let who = proxy.map_or_else(
+        || "a process that cannot be seen".to_owned(),
+        |pid| {
+            let exe = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+            format!("process {pid} ({})", shown(&exe))
+        },
+    );
+    tracing::warn!(
+        "onacc: {server}: its connections are taken by {who}, and no clamd is found behind it: not recognised. If clamd runs on this host and opens watched files, those opens wait for scans of their own, up to the bound; exclude its user by OnAccessExcludeUname"
+    );
+}
+
 /// A file that the settings want let through unseen.
 pub fn too_large(path: &[u8], size: u64) {
     let path = name_of(path, 1);

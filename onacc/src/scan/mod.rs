@@ -2,11 +2,13 @@
 //!
 //! `book` keeps the jobs and `queue` their order (pure), `service` is the thread
 //! that speaks with the clamds and answers, `pool` knows which clamd is to be asked.
-//! `resolver` and `feeder` are threads for what the service must not wait for. Must not: place marks (`coverage/`) or write logs on the way to
-//! an answer (invariant 3).
+//! `resolver`, `behind` and `feeder` are threads for what the service must not wait
+//! for. Must not: place marks (`coverage/`) or write logs on the way to an answer
+//! (invariant 3).
 
 mod aftermath;
 mod backoff;
+mod behind;
 mod book;
 mod feeder;
 mod matches;
@@ -28,11 +30,12 @@ use std::time::Instant;
 use crate::kernel::fanotify::{Answer, EventFile, PendingEvent};
 use crate::kernel::file::FileStat;
 
+pub use behind::{Asked, Behind, socket_inode};
 pub use feeder::{Chunk, Feeders};
 pub use matches::Matcher;
 pub use pool::Pool;
 pub use prescan::{Prescan, PrescanMessage, PrescanRefused, Prescanner, Written};
-pub use resolver::{Resolver, socket_inode};
+pub use resolver::Resolver;
 pub use scanner::{ScannerIdentity, Strangers};
 pub use server::{MOST_STREAMS, ServerState};
 pub use service::{Limits, Links, Service};
@@ -118,8 +121,8 @@ pub enum Work {
     },
     /// The name of a server, by its number, was looked up.
     Resolved(usize, std::io::Result<Vec<std::net::SocketAddr>>),
-    /// This process of this host holds the other end of a connection to a server.
-    Peer(usize, i32),
+    /// Who serves a session on this host.
+    Peer(Asked, Behind),
     /// A piece of a file that was not in memory.
     Chunk(Chunk),
 }

@@ -136,18 +136,13 @@ impl Pool {
         all
     }
 
-    /// Asks who is at the other end of a connection within this host.
-    pub fn find_peer(&self, pick: Pick) {
-        let line = self
-            .servers
-            .get(pick.server)
-            .and_then(|server| server.lines.get(pick.line));
-        if let (Some(resolver), Some((ours, theirs))) = (
-            &self.resolver,
-            line.and_then(|line| line.session.wire().addresses()),
-        ) {
-            resolver.find_peer(pick.server, ours, theirs);
-        }
+    /// The processes of this host that serve sessions, and those that pass the
+    /// bytes of sessions on.
+    pub fn peers(&self) -> (Vec<i32>, Vec<i32>) {
+        let lines = || self.servers.iter().flat_map(|server| &server.lines);
+        let servers = lines().flat_map(|line| &line.peers.servers).copied();
+        let proxies = lines().flat_map(|line| &line.peers.proxies).copied();
+        (servers.collect(), proxies.collect())
     }
 
     /// Whether there is a session, or one may come without a pause.

@@ -28,6 +28,23 @@ pub struct Line {
     pub since: Instant,
     /// When the server last sent anything on it, or had nothing to do.
     pub last_sign: Instant,
+    /// Who serves it on this host, as far as that is known.
+    pub peers: Peers,
+}
+
+/// Who serves a session on this host.
+#[derive(Debug, Default)]
+pub struct Peers {
+    /// It was asked when the connection stood.
+    pub asked: bool,
+    /// It was asked when clamd had replied.
+    pub asked_again: bool,
+    /// Processes that serve it.
+    pub servers: Vec<i32>,
+    /// Processes that pass its bytes on.
+    pub proxies: Vec<i32>,
+    /// Nothing more is to be found out.
+    pub settled: bool,
 }
 
 /// Where a server listens.
@@ -61,6 +78,8 @@ pub struct ServerState {
     pub stalled: bool,
     /// The last failed connection was reported; one line an outage.
     pub outage_reported: bool,
+    /// That its clamd is not recognised was said.
+    pub stranger_reported: bool,
     backoff: Backoff,
     /// No connection is tried before.
     next_connect: Instant,
@@ -99,6 +118,7 @@ impl ServerState {
             version: String::new(),
             stalled: false,
             outage_reported: false,
+            stranger_reported: false,
             next_connect: now,
             next_idle_connect: now,
             backoff: Backoff::default(),
@@ -194,6 +214,7 @@ impl ServerState {
             session,
             since: now,
             last_sign: now,
+            peers: Peers::default(),
         });
         Ok(self.lines.last_mut())
     }

@@ -5,9 +5,10 @@
 //! Answers first; marks, log and counters of it come after (invariant 3). Names
 //! and cold files are read by other threads. Must not: place marks or open a
 //! file. What becomes of a job stands in `service/outcome.rs`, sessions in
-//! `service/sessions.rs`. Tested by `tests/`.
+//! `service/sessions.rs`, who serves them in `service/peers.rs`. Tested by `tests/`.
 
 mod outcome;
+mod peers;
 mod sessions;
 
 use std::os::fd::{AsFd as _, BorrowedFd};
@@ -17,12 +18,13 @@ use std::time::{Duration, Instant, SystemTime};
 use nix::poll::{PollFd, PollFlags};
 
 use super::aftermath::{After, Aftermath, Infected};
+use super::behind::Finder;
 use super::book::{Book, Place};
 use super::feeder::Feeders;
 use super::matches::Matcher;
 use super::openers::Openers;
 use super::pool::Pool;
-use super::scanner::ScannerIdentity;
+use super::scanner::{ScannerIdentity, Strangers};
 use super::versions::Versions;
 use super::{Joined, ScanJob, Urgency, Work};
 use crate::clamd::Sent;
@@ -109,6 +111,9 @@ pub struct Service {
     look_from: usize,
     /// What is done after the answers.
     after: Aftermath,
+    finder: Finder,
+    /// Asked when a clamd becomes known.
+    strangers: Strangers,
 }
 
 impl Service {
@@ -124,6 +129,8 @@ impl Service {
             look_from: 0,
             limits,
             after: Aftermath::new(links.matcher.take()),
+            finder: Finder::new(links.jobs.clone()),
+            strangers: Strangers::default(),
             links,
         }
     }
@@ -174,7 +181,7 @@ impl Service {
                 }));
             }
             Work::Resolved(server, found) => self.resolved(server, found, now),
-            Work::Peer(server, pid) => self.links.scanner.learn(server, pid),
+            Work::Peer(asked, behind) => self.peer_found(asked, behind, now),
             Work::Chunk(chunk) => self.hand_in(&chunk, now),
         }
     }

@@ -92,7 +92,6 @@ impl Service {
         let proven = line.session.has_replied();
         if state.lines.is_empty() {
             state.stalled = false;
-            self.links.scanner.forget(pick.server);
         }
         let blame = match error {
             SessionError::StreamRefused(_) | SessionError::Silent => Blame::Nobody,
@@ -112,6 +111,7 @@ impl Service {
             report::connection_failed(&state.name, error);
         }
         drop(line.session);
+        self.peers_changed(now);
         let lost = self.book.session_lost(line.id, pick.server, blame);
         self.links.counters.retries.add(lost.again);
         if matches!(error, SessionError::Silent) {
@@ -143,10 +143,12 @@ impl Service {
                 .session
                 .flush()
                 .and_then(|()| line.session.receive(&mut |item| received.push(item)));
-            if !received.is_empty() {
+            let heard = !received.is_empty();
+            if heard {
                 line.last_sign = Instant::now();
                 self.hear(pick);
             }
+            self.find_peers(pick, heard);
             for item in received.drain(..) {
                 match item {
                     Received::Scan(token, reply) => self.complete(token, reply, (pick.server, id)),
@@ -161,13 +163,6 @@ impl Service {
 
     /// A server shows that it is there.
     fn hear(&mut self, pick: Pick) {
-        let peer = self
-            .pool
-            .line(pick)
-            .and_then(|line| line.session.wire().peer());
-        if let Some(pid) = peer {
-            self.links.scanner.learn(pick.server, pid);
-        }
         let state = &mut self.pool.servers[pick.server];
         if state.stalled && state.silent_since().is_none() {
             state.stalled = false;
@@ -193,9 +188,6 @@ impl Service {
             self.links.counters.generations.up();
             self.forget_verdicts("clamd has another signature database");
             report::new_database(version);
-        }
-        if let Some(line) = self.pool.servers[server].lines.len().checked_sub(1) {
-            self.pool.find_peer(Pick { server, line });
         }
     }
 
