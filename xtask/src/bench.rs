@@ -13,15 +13,18 @@ mod compare;
 mod cpu;
 mod excluded_uid;
 mod first_opens;
+mod first_waits;
 mod floor;
 mod json;
 mod large_files;
 mod machine;
 mod memory;
 mod notify_only;
+mod openers;
 mod opens;
 mod peer;
 mod pictures;
+mod plan;
 mod programs;
 mod report;
 mod row;
@@ -34,36 +37,66 @@ mod tree;
 mod waits;
 mod writers;
 
-use std::{env, fs, os::unix::process::CommandExt, path::Path, process::Command, time::Instant};
+use std::{
+    env, fs,
+    os::unix::process::CommandExt,
+    path::Path,
+    process::Command,
+    time::{Duration, Instant},
+};
 
 pub use excluded_uid::open_as_child;
+pub use waits::openers_as_child;
 
 use crate::{
-    bench::{
-        machine::Machine,
-        row::Row,
-        stage::{Plan, Stage},
-    },
+    bench::{machine::Machine, plan::Plan, row::Row, stage::Stage},
     ebpf_toolchain,
     setup::{self, Level},
     shell::{Result, cargo, run, workspace},
 };
 
-type Workload = fn(&Stage) -> Result<Vec<Row>>;
+/// How a workload is measured.
+type Measure = fn(&Stage) -> Result<Vec<Row>>;
 
-/// The workloads, by the names that FILTER is looked for in.
-const WORKLOADS: [(&str, Workload); 11] = [
-    ("opens", opens::measure),
-    ("excluded-uid", excluded_uid::measure),
-    ("notify-only", notify_only::measure),
-    ("first-opens", first_opens::measure),
-    ("large-files", large_files::measure),
-    ("start-up", startup::measure),
-    ("memory", memory::measure),
-    ("sources", tar::measure),
-    ("writers", writers::measure),
-    ("programs", programs::measure),
-    ("waits", waits::measure),
+/// A workload.
+struct Workload {
+    /// What FILTER is looked for in.
+    name: &'static str,
+    measure: Measure,
+    /// The seconds that it is given in a short run and in a full one. Of these it
+    /// makes as many rounds as fit.
+    seconds: [u64; 2],
+}
+
+impl Workload {
+    const fn new(name: &'static str, measure: Measure, seconds: [u64; 2]) -> Self {
+        Self {
+            name,
+            measure,
+            seconds,
+        }
+    }
+
+    fn budget(&self, short: bool) -> Duration {
+        let [few, many] = self.seconds;
+        Duration::from_secs(if short { few } else { many })
+    }
+}
+
+/// The workloads, in their order.
+const WORKLOADS: [Workload; 12] = [
+    Workload::new("opens", opens::measure, [25, 70]),
+    Workload::new("excluded-uid", excluded_uid::measure, [25, 60]),
+    Workload::new("notify-only", notify_only::measure, [8, 25]),
+    Workload::new("first-opens", first_opens::measure, [15, 45]),
+    Workload::new("large-files", large_files::measure, [15, 30]),
+    Workload::new("start-up", startup::measure, [20, 90]),
+    Workload::new("memory", memory::measure, [30, 500]),
+    Workload::new("sources", tar::measure, [12, 40]),
+    Workload::new("writers", writers::measure, [5, 20]),
+    Workload::new("programs", programs::measure, [40, 180]),
+    Workload::new("waits", waits::measure, [40, 150]),
+    Workload::new("waits-first", first_waits::measure, [25, 190]),
 ];
 
 /// Measures the workloads whose names contain the filter.
@@ -72,8 +105,8 @@ pub fn command(short: bool, compare: Option<&Path>, filter: Option<&str>) -> Res
         return Err("the benchmarks need root: they mount filesystems and watch them".to_owned());
     }
     let wanted = |name: &str| filter.is_none_or(|filter| name.contains(filter));
-    if !WORKLOADS.iter().any(|(name, _)| wanted(name)) {
-        let names: Vec<&str> = WORKLOADS.iter().map(|(name, _)| *name).collect();
+    if !WORKLOADS.iter().any(|workload| wanted(workload.name)) {
+        let names: Vec<&str> = WORKLOADS.iter().map(|workload| workload.name).collect();
         return Err(format!("no such workload; there are: {}", names.join(", ")));
     }
     // Read first: it may be the file that this run writes.
@@ -90,23 +123,36 @@ pub fn command(short: bool, compare: Option<&Path>, filter: Option<&str>) -> Res
         run(cargo().args(["build", "--release", "--package", "onacc"]))?;
     }
     let before = Instant::now();
-    let stage = Stage::set(if short { Plan::short() } else { Plan::full() })?;
+    let plan = if short { Plan::short() } else { Plan::full() };
+    let stage = Stage::set(plan)?;
     let machine = Machine::look(&stage.agent)?;
     println!("{}\n", machine.shown());
+    let chosen = || WORKLOADS.iter().filter(|workload| wanted(workload.name));
+    let planned: Duration = chosen().map(|workload| workload.budget(short)).sum();
+    println!(
+        "planned: {:.0} minutes for {} workloads; a whole run should take under {}\n",
+        (planned.as_secs_f64() / 60.0).ceil(),
+        chosen().count(),
+        plan.minutes
+    );
     let others = Machine::watch()?;
     let mut rows = Vec::new();
     let mut troubles = Vec::new();
-    for (name, measure) in WORKLOADS.iter().filter(|(name, _)| wanted(name)) {
-        let began = Instant::now();
-        println!("measuring: {name} …");
-        match measure(&stage) {
+    for workload in chosen() {
+        let (began, budget) = (Instant::now(), workload.budget(short));
+        println!("measuring: {} … ({} s)", workload.name, budget.as_secs());
+        stage.begin(budget);
+        match (workload.measure)(&stage) {
             Ok(more) => rows.extend(more),
-            Err(why) => troubles.push(format!("{name}: {why}")),
+            Err(why) => troubles.push(format!("{}: {why}", workload.name)),
         }
         println!("  took {:.1} s", began.elapsed().as_secs_f32());
     }
     troubles.extend(rows.iter().flat_map(Row::troubles));
     let took = before.elapsed();
+    if took > Duration::from_secs(60 * u64::from(plan.minutes)) {
+        println!("that was longer than planned");
+    }
     let mut remarks = Vec::new();
     if stage.peer_restarts() > 0 {
         remarks.push(format!(

@@ -124,6 +124,15 @@ enum Task {
         milliseconds: u64,
         core: Option<usize>,
     },
+    /// What `bench` runs to open many files by many openers
+    #[command(hide = true)]
+    BenchOpeners {
+        uid: u32,
+        dir: PathBuf,
+        files: usize,
+        openers: usize,
+        milliseconds: u64,
+    },
 }
 
 fn main() -> ExitCode {
@@ -157,6 +166,13 @@ fn main() -> ExitCode {
             milliseconds,
             core,
         } => bench::open_as_child(uid, &file, count, milliseconds, core),
+        Task::BenchOpeners {
+            uid,
+            dir,
+            files,
+            openers,
+            milliseconds,
+        } => bench::openers_as_child(&dir, files, openers, (uid, milliseconds)),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -2,7 +2,9 @@
 //!
 //! Noise is what the rounds themselves show: a change counts if the medians
 //! differ by more than a twentieth and the rounds of the two runs do not overlap
-//! in their middle halves. Owns: that judgement. Pure; tested below.
+//! in their middle halves. Fewer than three rounds show no noise: then only what
+//! has doubled or halved is told. p99.9 and max are the scheduler's, and are left
+//! out. Owns: that judgement. Pure; tested below.
 
 use std::fmt::Write as _;
 
@@ -12,6 +14,10 @@ use crate::shell::Result;
 
 /// The least change that is told.
 const LEAST: f64 = 0.05;
+/// Rounds that show what is noise.
+const ROUNDS: usize = 3;
+/// What is told of fewer.
+const FACTOR: f64 = 2.0;
 
 /// The words to print.
 pub fn changes(old: &str, new: &str) -> Result<String> {
@@ -33,11 +39,23 @@ pub fn changes(old: &str, new: &str) -> Result<String> {
             let _ = writeln!(text, "new: {name}");
             continue;
         };
-        for column in ["baseline", "onacc", "clamonacc"] {
+        if name.ends_with(", p99.9") || name.ends_with(", max") {
+            continue;
+        }
+        for column in ["baseline", "marks_alone", "onacc", "clamonacc"] {
             let rounds = |row: &Value| -> Vec<f64> {
                 let rounds = row[column]["rounds"].as_array().unwrap_or(&empty);
                 rounds.iter().filter_map(Value::as_f64).collect()
             };
+            if rounds(earlier).is_empty() != rounds(row).is_empty() {
+                let how = ["is", "was"][usize::from(rounds(row).is_empty())];
+                let other = ["was", "is"][usize::from(rounds(row).is_empty())];
+                let _ = writeln!(text, "{name}: {column}: {how} measured, {other} not");
+                continue;
+            }
+            if rounds(row).is_empty() {
+                continue;
+            }
             match change(&rounds(earlier), &rounds(row)) {
                 Some(change) => {
                     let unit = row["unit"].as_str().unwrap_or_default();
@@ -66,6 +84,10 @@ pub fn changes(old: &str, new: &str) -> Result<String> {
 fn change(old: &[f64], new: &[f64]) -> Option<f64> {
     let ([old_low, old_mid, old_high], [new_low, new_mid, new_high]) = (middle(old)?, middle(new)?);
     let change = new_mid / old_mid - 1.0;
+    if old.len() < ROUNDS || new.len() < ROUNDS {
+        let told = new_mid >= old_mid * FACTOR || old_mid >= new_mid * FACTOR;
+        return told.then_some(change);
+    }
     let apart = new_low > old_high || new_high < old_low;
     (apart && change.abs() > LEAST).then_some(change)
 }
@@ -102,6 +124,30 @@ mod tests {
         // Far apart, but so are its own rounds.
         let told = changes(&old, &results("60, 90, 130, 200, 300")).unwrap();
         assert!(!told.contains("opens: onacc"), "{told}");
+    }
+
+    #[test]
+    fn of_a_single_round_only_a_factor_of_two_is_told() {
+        let told = changes(&results("100"), &results("180")).unwrap();
+        assert!(told.contains("1 numbers are the same"), "{told}");
+        let told = changes(&results("100"), &results("201")).unwrap();
+        assert!(told.contains("(+101 %)"), "{told}");
+        let told = changes(&results("100"), &results("49")).unwrap();
+        assert!(told.contains("(-51 %)"), "{told}");
+    }
+
+    #[test]
+    fn a_column_that_was_not_measured_is_told() {
+        let told = changes(&results("100"), &results("")).unwrap();
+        assert!(
+            told.contains("opens: onacc: was measured, is not"),
+            "{told}"
+        );
+        let told = changes(&results(""), &results("100")).unwrap();
+        assert!(
+            told.contains("opens: onacc: is measured, was not"),
+            "{told}"
+        );
     }
 
     #[test]

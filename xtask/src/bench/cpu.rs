@@ -44,6 +44,15 @@ impl CpuTimes {
         Ok(Self(times))
     }
 
+    /// Of all threads together since an earlier look.
+    pub fn since(&self, before: &Self) -> Duration {
+        let spent = self.0.iter().map(|(name, now)| {
+            let old = before.0.get(name).copied().unwrap_or_default();
+            now.ran.saturating_sub(old.ran)
+        });
+        Duration::from_nanos(spent.sum())
+    }
+
     /// What fell to each of `count` since an earlier look, thread by thread: time
     /// on a processor, time waiting for one, turns. Threads of less than a tenth
     /// of a microsecond are left out.
@@ -158,6 +167,7 @@ mod tests {
             "reader 2.0 µs (1.0 queued, 2.0 turns), scan 4.5 µs (2.2 queued, 4.5 turns)"
         );
         assert_eq!(before.each_since(&before, 10), "under 0.1 µs");
+        assert_eq!(after.since(&before), Duration::from_nanos(6_500_005));
         assert!(CpuTimes::of(std::process::id()).is_ok());
     }
 }

@@ -86,7 +86,7 @@ pub fn measure(stage: &Stage) -> Result<Vec<Row>> {
         }
         row
     });
-    for _ in 0..stage.plan.rounds {
+    for _ in stage.rounds(stage.plan.rounds, 0) {
         for (row, placement) in rows.iter_mut().zip(PLACEMENTS) {
             let row = std::slice::from_mut(row);
             let open = || open_in_child(stage, &file, placement);
@@ -103,7 +103,9 @@ pub fn measure(stage: &Stage) -> Result<Vec<Row>> {
                 let agent = stage.onacc(&watch)?;
                 placement.hold_process(agent.pid())?;
                 let (before, cpu) = (agent.counters()?, CpuTimes::of(agent.pid())?);
+                let meter = stage.meter(agent.pid())?;
                 let sample = open()?;
+                let used = meter.each(sample.count)?;
                 let spent = CpuTimes::of(agent.pid())?;
                 let after = agent.counters()?;
                 end(agent)?;
@@ -116,16 +118,17 @@ pub fn measure(stage: &Stage) -> Result<Vec<Row>> {
                     ));
                 }
                 let note = spent.each_since(&cpu, count);
-                Ok(vec![reading(sample).note(format!(
-                    "{excluded} let through by uid; processor time each: {note}"
-                ))])
+                let note = format!("{excluded} let through by uid; processor time each: {note}");
+                Ok(vec![reading(sample).note(note).cpu(used)])
             });
             take(row, Column::Clamonacc, || {
                 let peer = stage.clamonacc(&watch, std::slice::from_ref(&probe))?;
                 placement.hold_process(peer.pid())?;
+                let meter = stage.meter(peer.pid())?;
                 let sample = open()?;
+                let used = meter.each(sample.count)?;
                 peer.end()?;
-                Ok(vec![reading(sample)])
+                Ok(vec![reading(sample).cpu(used)])
             });
         }
     }

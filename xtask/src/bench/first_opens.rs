@@ -56,7 +56,7 @@ pub fn measure(stage: &Stage) -> Result<Vec<Row>> {
             .beside(beside)
             .goal(Goal::RatioAtLeast(least))
     });
-    for _ in 0..stage.plan.rounds {
+    for _ in stage.rounds(stage.plan.rounds, 0) {
         let make = |name: &str, counts: [usize; 2]| -> Result<Files> {
             let dir = watched.join(name);
             let [one, eight] = counts;
@@ -88,7 +88,12 @@ pub fn measure(stage: &Stage) -> Result<Vec<Row>> {
         take(&mut rows, Column::Clamonacc, || {
             let peer = stage.clamonacc(&watch, std::slice::from_ref(&probe))?;
             let Files([one, eight]) = &for_peer;
-            let readings = vec![open_all(one, 1)?, open_all(eight, OPENERS)?];
+            let mut readings = Vec::new();
+            for (files, openers) in [(one, 1), (eight, OPENERS)] {
+                let meter = stage.meter(peer.pid())?;
+                let reading = open_all(files, openers)?;
+                readings.push(reading.cpu(meter.each(files.len())?));
+            }
             peer.end()?;
             Ok(readings)
         });

@@ -60,9 +60,19 @@ fn row_value(row: &Row) -> String {
     let met = row
         .met()
         .map_or_else(|| "null".to_owned(), |met| met.to_string());
+    let place = match &row.place {
+        None => "null".to_owned(),
+        Some(place) => format!(
+            "{{\"curve\": {}, {}: {}}}",
+            string(&place.curve),
+            string(place.axis.name()),
+            place.at
+        ),
+    };
     format!(
         "{{\"name\": {}, \"unit\": {}, \"baseline_is\": {}, \"baseline\": {}, \"marks_alone\": {}, \
-         \"onacc\": {}, \"clamonacc\": {}, \"ratio\": {}, \"goal\": {goal}, \"met\": {met}}}",
+         \"onacc\": {}, \"clamonacc\": {}, \"ratio\": {}, \"goal\": {goal}, \"met\": {met}, \
+         \"place\": {place}}}",
         string(&row.name),
         string(unit),
         string(row.baseline),
@@ -82,8 +92,16 @@ fn cell_value(cell: &Cell) -> String {
         return "null".to_owned();
     };
     let values: Vec<String> = cell.series.values().iter().map(|v| number(*v)).collect();
+    let cpu = cell.cpu().map_or_else(
+        || "null".to_owned(),
+        |cpu| {
+            let (agent, clamd) = (number(cpu.agent), number(cpu.clamd));
+            format!("{{\"agent\": {agent}, \"clamd\": {clamd}}}")
+        },
+    );
     format!(
-        "{{\"median\": {}, \"min\": {}, \"max\": {}, \"rounds\": [{}], \"notes\": {}}}",
+        "{{\"median\": {}, \"min\": {}, \"max\": {}, \"rounds\": [{}], \
+         \"processor_us_each\": {cpu}, \"notes\": {}}}",
         optional(cell.series.median()),
         number(least),
         number(greatest),

@@ -33,7 +33,7 @@ pub fn measure(stage: &Stage) -> Result<Vec<Row>> {
     let watched = scratch.mkdir("watched");
     let probe = probe(&watched.join("eicar.com"))?;
     let mut all = Vec::new();
-    for (way, streamed) in WAYS {
+    for ((way, streamed), loops_left) in WAYS.into_iter().zip([1, 0]) {
         let mut rows = SIZES.map(|(mib, _)| {
             let name = format!("first opens of {mib} MiB files, {way}");
             Row::new(name, Unit::Milliseconds).beside("one in flight")
@@ -45,7 +45,7 @@ pub fn measure(stage: &Stage) -> Result<Vec<Row>> {
         if streamed {
             watch.args.push("--stream".to_owned());
         }
-        for _ in 0..stage.plan.long_rounds {
+        for _ in stage.rounds(stage.plan.long_rounds, loops_left) {
             let dir = watched.join("files");
             let files = Files::write(stage, &dir)?;
             take(&mut rows, Column::Baseline, || {
@@ -58,7 +58,11 @@ pub fn measure(stage: &Stage) -> Result<Vec<Row>> {
             take(&mut rows, Column::Onacc, || {
                 let agent = stage.onacc(&watch)?;
                 let before = agent.counters()?;
-                let readings = files.onacc.iter().map(|some| open(some)).collect();
+                let readings = files
+                    .onacc
+                    .iter()
+                    .map(|some| open(stage, agent.pid(), some))
+                    .collect();
                 let after = agent.counters()?;
                 end(agent)?;
                 let wanted = SIZES.iter().map(|(_, count)| *count as u64).sum::<u64>();
@@ -78,7 +82,11 @@ pub fn measure(stage: &Stage) -> Result<Vec<Row>> {
             } else {
                 take(&mut rows, Column::Clamonacc, || {
                     let peer = stage.clamonacc(&watch, std::slice::from_ref(&probe))?;
-                    let readings = files.peer.iter().map(|some| open(some)).collect();
+                    let readings = files
+                        .peer
+                        .iter()
+                        .map(|some| open(stage, peer.pid(), some))
+                        .collect();
                     peer.end()?;
                     readings
                 });
@@ -147,12 +155,14 @@ fn ask(stage: &Stage, files: &[PathBuf], streamed: bool) -> Result<Reading> {
     Ok(each(before.elapsed(), files.len()))
 }
 
-fn open(files: &[PathBuf]) -> Result<Reading> {
+fn open(stage: &Stage, agent: u32, files: &[PathBuf]) -> Result<Reading> {
+    let meter = stage.meter(agent)?;
     let before = Instant::now();
     for path in files {
         File::open(path).map_err(|error| format!("opening {}: {error}", path.display()))?;
     }
-    Ok(each(before.elapsed(), files.len()))
+    let took = before.elapsed();
+    Ok(each(took, files.len()).cpu(meter.each(files.len())?))
 }
 
 fn each(took: Duration, count: usize) -> Reading {

@@ -19,7 +19,7 @@ use crate::{
         cpu::CpuTimes,
         report::shown,
         row::{Column, Goal, Reading, Row, Unit, take},
-        stage::{Stage, Watch, end, grown, open_to_all, rest},
+        stage::{Stage, Watch, end, grown, open_to_all, probe, rest},
     },
     shell::Result,
 };
@@ -74,6 +74,7 @@ pub fn measure(stage: &Stage) -> Result<Vec<Row>> {
         scratch.write("watched/clean", &stage.content(4096)),
         other.write("file", &stage.content(4096)),
     ];
+    let probe = probe(&watched.join("eicar.com"))?;
     rest(scratch.path())?;
     let mut watch = Watch::new(&watched).option(format!("OnAccessExcludeUID {UID}"));
     watch.prevention = false;
@@ -91,14 +92,10 @@ pub fn measure(stage: &Stage) -> Result<Vec<Row>> {
             kind.goal
         };
         let mut row = Row::new(kind.name, Unit::Nanoseconds).goal(Goal::RatioAtMost(goal));
-        row.absent(
-            Column::Clamonacc,
-            "each of these is an event to it, whoever opens",
-        );
         row.absent(Column::MarksAlone, "no marks on opens here");
         row
     });
-    for _ in 0..stage.plan.rounds {
+    for _ in stage.rounds(stage.plan.rounds, 0) {
         take(&mut rows, Column::Baseline, || {
             let samples = KINDS.iter().zip(&files);
             samples
@@ -113,6 +110,17 @@ pub fn measure(stage: &Stage) -> Result<Vec<Row>> {
                 .map(|(kind, file)| dropped(stage, &agent, (*kind, file)))
                 .collect();
             end(agent)?;
+            readings
+        });
+        take(&mut rows, Column::Clamonacc, || {
+            let peer = stage.clamonacc(&watch, std::slice::from_ref(&probe))?;
+            let readings = KINDS.iter().zip(&files).map(|(kind, file)| {
+                let meter = stage.meter(peer.pid())?;
+                let sample = open_as(stage, *kind, file)?;
+                Ok(reading(sample).cpu(meter.each(sample.count)?))
+            });
+            let readings = readings.collect();
+            peer.end()?;
             readings
         });
     }
@@ -131,7 +139,9 @@ fn dropped(stage: &Stage, agent: &Agent, (kind, file): (Kind, &PathBuf)) -> Resu
         thread::sleep(std::time::Duration::from_millis(10));
     }
     let (before, cpu) = (agent.counters()?, CpuTimes::of(agent.pid())?);
+    let meter = stage.meter(agent.pid())?;
     let sample = open_as(stage, kind, file)?;
+    let used = meter.each(sample.count)?;
     let spent = CpuTimes::of(agent.pid())?;
     let grew = grown(&before, &agent.counters()?, kind.counter)?;
     if usize::try_from(grew).unwrap_or(usize::MAX) < sample.count {
@@ -139,7 +149,8 @@ fn dropped(stage: &Stage, agent: &Agent, (kind, file): (Kind, &PathBuf)) -> Resu
     }
     let count = u32::try_from(sample.count).unwrap_or(u32::MAX);
     let note = spent.each_since(&cpu, count);
-    Ok(reading(sample).note(format!("processor time of the agent for each: {note}")))
+    let note = format!("processor time of the agent for each: {note}");
+    Ok(reading(sample).note(note).cpu(used))
 }
 
 /// On a thread of its own, which may have another effective uid.

@@ -20,6 +20,10 @@ use crate::{bench::stage::Watch, shell::Result};
 /// Where Debian has it.
 pub const PROGRAM: &str = "/usr/sbin/clamonacc";
 
+/// Between two probes.
+const PAUSE: Duration = Duration::from_micros(500);
+/// The same where each has to be scanned before something is said.
+const WORD_PAUSE: Duration = Duration::from_millis(3);
 /// From what it says of itself until its threads are all there.
 const BREATH: Duration = Duration::from_millis(200);
 
@@ -28,14 +32,14 @@ pub struct Peer {
     child: Child,
     guard: Guard,
     output: PathBuf,
-    /// From its start until the last of the probes was refused.
+    /// From its start until the last of the probes was refused or named.
     pub protects_after: Duration,
     _dir: tempfile::TempDir,
 }
 
 impl Peer {
     /// Starts it, and waits until each of the probes, which have EICAR in them,
-    /// is refused.
+    /// is refused, or named where opens are not refused.
     pub fn start(clamd: &Clamd, dir: &Path, watch: &Watch, probes: &[PathBuf]) -> Result<Self> {
         let dir = tempfile::Builder::new()
             .prefix("clamonacc.")
@@ -74,15 +78,34 @@ impl Peer {
         }
         for probe in probes {
             // An open that hangs is freed by the guard.
-            while !is_refused(probe)? {
+            while !peer.is_caught(probe, watch.prevention)? {
                 peer.check()?;
-                thread::sleep(Duration::from_micros(500));
+                thread::sleep(if watch.prevention { PAUSE } else { WORD_PAUSE });
             }
         }
         peer.protects_after = before.elapsed();
         // The new guard before the old one goes.
         peer.guard = guard(pid, watch.guard);
         Ok(peer)
+    }
+
+    /// Opens a file with EICAR, and says whether that was refused, or else whether
+    /// an open of it has been named.
+    fn is_caught(&self, probe: &Path, prevention: bool) -> Result<bool> {
+        if prevention {
+            return is_refused(probe);
+        }
+        if self.has_named(probe) {
+            return Ok(true);
+        }
+        // Opened after the look, so that the last look is not for nothing.
+        is_refused(probe).map(|_| false)
+    }
+
+    /// Whether it has said that this file is infected.
+    pub fn has_named(&self, probe: &Path) -> bool {
+        let said = fs::read(&self.output).unwrap_or_default();
+        names(&String::from_utf8_lossy(&said), probe)
     }
 
     /// Waits until it has said this.
@@ -131,11 +154,32 @@ impl Drop for Peer {
     }
 }
 
+/// Whether these lines of an agent say that a file is infected.
+pub fn names(lines: &str, probe: &Path) -> bool {
+    let begin = format!("{}: ", probe.display());
+    lines
+        .lines()
+        .any(|line| line.starts_with(&begin) && line.ends_with(" FOUND"))
+}
+
 /// Whether an open is refused, as agents refuse.
 pub fn is_refused(path: &Path) -> Result<bool> {
     match File::open(path) {
         Ok(_) => Ok(false),
         Err(error) if error.kind() == ErrorKind::PermissionDenied => Ok(true),
         Err(error) => Err(format!("opening {}: {error}", path.display())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_named_by_a_whole_line() {
+        let said = "ClamInotif: watching '/x'\n/x/a.com: Eicar FOUND\n";
+        assert!(names(said, Path::new("/x/a.com")));
+        assert!(!names(said, Path::new("/x/b.com")));
+        assert!(!names("/x/a.com: Eicar", Path::new("/x/a.com")));
     }
 }

@@ -10,7 +10,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use onacc_tests::{ScratchFs, sys::die_with_parent};
@@ -20,7 +20,7 @@ use crate::{
         clock::milliseconds,
         cpu::CpuTimes,
         row::{Column, Reading, Row, Unit, take},
-        stage::{Stage, Watch, end, probe, rest},
+        stage::{Mode, Stage, Watch, end, probe, rest},
     },
     ebpf_toolchain::find_program,
     shell::{Result, run_quietly},
@@ -69,17 +69,14 @@ pub fn measure(stage: &Stage) -> Result<Vec<Row>> {
     let watched = scratch.mkdir("watched");
     let probe = probe(&watched.join("eicar.com"))?;
     let mut all = Vec::new();
+    let mut loops_left = u32::try_from(PROGRAMS.len() * Mode::ALL.len()).unwrap_or(u32::MAX);
     for program in &PROGRAMS {
-        for prevention in [true, false] {
-            let mut watch = Watch::new(&watched);
-            watch.prevention = prevention;
-            // Without prevention no open is refused, by which a start could be seen.
-            let probes = if prevention {
-                vec![probe.clone()]
-            } else {
-                Vec::new()
-            };
-            let mut rows = rows_for(program, stage, prevention);
+        for mode in Mode::ALL {
+            loops_left -= 1;
+            let watch = Watch::new(&watched)
+                .mode(mode)
+                .guard(Duration::from_mins(4));
+            let mut rows = rows_for(program, stage, mode);
             if find_program(program.needs).is_none() {
                 for row in &mut rows {
                     for column in [Column::Baseline, Column::Onacc, Column::Clamonacc] {
@@ -87,8 +84,8 @@ pub fn measure(stage: &Stage) -> Result<Vec<Row>> {
                     }
                 }
             }
-            for _ in 0..stage.plan.program_rounds {
-                one_round(stage, program, (&watch, &probes), &mut rows)?;
+            for _ in stage.rounds(stage.plan.program_rounds, loops_left) {
+                one_round(stage, program, (&watch, &probe), &mut rows)?;
             }
             all.extend(rows);
         }
@@ -96,14 +93,13 @@ pub fn measure(stage: &Stage) -> Result<Vec<Row>> {
     Ok(all)
 }
 
-fn rows_for(program: &Program, stage: &Stage, prevention: bool) -> Vec<Row> {
-    let mode = if prevention {
-        "prevention"
-    } else {
-        "notify-only"
+fn rows_for(program: &Program, stage: &Stage, mode: Mode) -> Vec<Row> {
+    let mode = match mode {
+        Mode::Prevention => "prevention",
+        Mode::NotifyOnly => "notify-only",
     };
     let size = match program.needs {
-        "git" => format!(" ({} files)", stage.plan.source_files),
+        "git" => format!(" ({} files)", stage.plan.git_files),
         "dpkg-deb" => format!(" of {} files", stage.plan.source_files),
         "true" => format!(" ({})", stage.plan.processes),
         _ => String::new(),
@@ -118,7 +114,7 @@ fn rows_for(program: &Program, stage: &Stage, prevention: bool) -> Vec<Row> {
 fn one_round(
     stage: &Stage,
     program: &Program,
-    (watch, probes): (&Watch, &[PathBuf]),
+    (watch, probe): (&Watch, &PathBuf),
     rows: &mut [Row],
 ) -> Result<()> {
     let dir = watch.include.join("work");
@@ -138,6 +134,7 @@ fn one_round(
                 let pids = pid.into_iter().chain([stage.clamd.pid()]);
                 pids.map(CpuTimes::of).collect()
             };
+            let meter = pid.map(|pid| stage.meter(pid)).transpose()?;
             let (before, began) = (look()?, Instant::now());
             (program.step)(stage, &dir, number)?;
             let mut reading = Reading::from(milliseconds(began.elapsed()));
@@ -148,6 +145,9 @@ fn one_round(
                     let spent = now.each_since(before, 1);
                     reading = reading.note(format!("processor time of {name}: {spent}"));
                 }
+            }
+            if let Some(meter) = meter {
+                reading = reading.cpu(meter.each(1)?);
             }
             readings.push(reading);
         }
@@ -170,7 +170,7 @@ fn one_round(
     });
     ready()?;
     take(rows, Column::Clamonacc, || {
-        let peer = stage.clamonacc(watch, probes)?;
+        let peer = stage.clamonacc(watch, std::slice::from_ref(probe))?;
         let readings = timed(Some(peer.pid()))?;
         peer.end()?;
         Ok(readings)
@@ -207,11 +207,12 @@ fn git(dir: &Path, args: &[&str]) -> Result<()> {
 /// Two branches; half of the files differ between them.
 fn repository(stage: &Stage, dir: &Path) -> Result<()> {
     git(dir, &["init", "--quiet", "--initial-branch=one"])?;
-    write_tree(stage, dir, 1)?;
+    let count = stage.plan.git_files;
+    write_tree(stage, dir, (0..count).step_by(1))?;
     git(dir, &["add", "."])?;
     git(dir, &["commit", "--quiet", "--message=one"])?;
     git(dir, &["checkout", "--quiet", "-b", "two"])?;
-    write_tree(stage, dir, 2)?;
+    write_tree(stage, dir, (0..count).step_by(2))?;
     git(dir, &["commit", "--quiet", "--all", "--message=two"])?;
     git(dir, &["checkout", "--quiet", "one"])?;
     // The index knows none of these files: git has to read them all.
@@ -225,8 +226,8 @@ fn git_step(_: &Stage, dir: &Path, number: usize) -> Result<()> {
     }
 }
 
-fn write_tree(stage: &Stage, dir: &Path, each: usize) -> Result<()> {
-    for number in (0..stage.plan.source_files).step_by(each) {
+fn write_tree(stage: &Stage, dir: &Path, numbers: impl Iterator<Item = usize>) -> Result<()> {
+    for number in numbers {
         let place = dir.join("sources").join((number / 50).to_string());
         fs::create_dir_all(&place)
             .and_then(|()| fs::write(place.join(format!("{number}.txt")), stage.content(4096)))
@@ -296,7 +297,7 @@ fn package(stage: &Stage, dir: &Path) -> Result<()> {
             fs::write(control.join("control"), text)
         })
         .map_err(|error| format!("a package in {}: {error}", dir.display()))?;
-    write_tree(stage, &tree, 1)?;
+    write_tree(stage, &tree, (0..stage.plan.source_files).step_by(1))?;
     let mut build = program("dpkg-deb", dir);
     run_quietly(build.args(["-Znone", "--build", "tree", "bench.deb"]))?;
     fs::remove_dir_all(&tree).map_err(|error| format!("{}: {error}", tree.display()))

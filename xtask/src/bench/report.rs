@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::bench::row::{Cell, Column, Goal, Row, Unit};
+use crate::bench::row::{Cell, Column, Cpu, Goal, POINTS, Row, Unit};
 
 const HEADS: [&str; 7] = [
     "workload",
@@ -84,12 +84,11 @@ fn line(row: &Row) -> [String; 7] {
     ]
 }
 
-/// The table, and below it what shows that the numbers are what they claim.
-pub fn table(rows: &[Row]) -> String {
-    let lines: Vec<[String; 7]> = rows.iter().map(line).collect();
-    let heads = HEADS.map(str::to_owned);
-    let all = || std::iter::once(&heads).chain(&lines);
-    let mut widths = [0; 7];
+/// Lines of cells, one below the other.
+fn aligned<const N: usize>(heads: [&str; N], lines: &[[String; N]]) -> String {
+    let heads = heads.map(str::to_owned);
+    let all = || std::iter::once(&heads).chain(lines);
+    let mut widths = [0; N];
     for cells in all() {
         for (width, cell) in widths.iter_mut().zip(cells) {
             *width = (*width).max(cell.chars().count());
@@ -104,7 +103,19 @@ pub fn table(rows: &[Row]) -> String {
             .collect();
         let _ = writeln!(text, "{}", padded.join("  ").trim_end());
     }
-    text.push('\n');
+    text
+}
+
+/// All tables, and below them what shows that the numbers are what they claim.
+pub fn table(rows: &[Row]) -> String {
+    let whole = rows.iter().filter(|row| !row.is_point());
+    let lines: Vec<[String; 7]> = whole.map(line).collect();
+    let mut text = String::new();
+    if !lines.is_empty() {
+        let _ = writeln!(text, "{}", aligned(HEADS, &lines));
+    }
+    text += &distributions(rows);
+    text += &processor_times(rows);
     for row in rows {
         if let Some(ratio) = row.compared(Column::MarksAlone, Column::Baseline) {
             let shown = cell_shown(row.unit, row.cell(Column::MarksAlone));
@@ -121,6 +132,67 @@ pub fn table(rows: &[Row]) -> String {
         }
     }
     text
+}
+
+/// What openers wait: a line for each column of each distribution.
+fn distributions(rows: &[Row]) -> String {
+    let points: Vec<&Row> = rows.iter().filter(|row| row.is_point()).collect();
+    let mut lines = Vec::new();
+    for rows in points.chunks_exact(POINTS.len()) {
+        let Some(place) = &rows[0].place else {
+            continue;
+        };
+        let name = format!("{}, {} {}", place.curve, place.at, place.axis.name());
+        for (column, who) in rows[0].columns() {
+            let cells = [0, 1, 2, 3, 4].map(|point| {
+                let cell = rows[point].cell(column);
+                match cell.series.median() {
+                    Some(median) => shown(rows[point].unit, median),
+                    None => cell_shown(rows[point].unit, cell),
+                }
+            });
+            if cells[0] != "-" {
+                let [p50, p90, p99, p999, max] = cells;
+                lines.push([name.clone(), who.to_owned(), p50, p90, p99, p999, max]);
+            }
+        }
+    }
+    if lines.is_empty() {
+        return String::new();
+    }
+    let [p50, p90, p99, p999, max] = POINTS.map(|(_, name)| name);
+    let heads = ["what an opener waits", "with", p50, p90, p99, p999, max];
+    aligned(heads, &lines) + "\n"
+}
+
+/// What the agents and clamd needed for each operation or run.
+fn processor_times(rows: &[Row]) -> String {
+    let times = |cpu: Option<Cpu>| match cpu {
+        Some(cpu) => [cpu.agent, cpu.clamd].map(|us| shown(Unit::Nanoseconds, us * 1e3)),
+        None => ["-".to_owned(), "-".to_owned()],
+    };
+    let mut lines = Vec::new();
+    for row in rows {
+        let [ours, theirs] =
+            [Column::Onacc, Column::Clamonacc].map(|column| row.cell(column).cpu());
+        if ours.is_some() || theirs.is_some() {
+            let [agent, clamd] = times(ours);
+            let [peer, its_clamd] = times(theirs);
+            let name = row.name.trim_end_matches(", p50").to_owned();
+            lines.push([name, agent, clamd, peer, its_clamd]);
+        }
+    }
+    if lines.is_empty() {
+        return String::new();
+    }
+    let heads = [
+        "processor time, each operation or run",
+        "onacc",
+        "clamd with it",
+        "clamonacc",
+        "clamd with it",
+    ];
+    aligned(heads, &lines) + "\n"
 }
 
 /// How many goals are met, and which are not.
@@ -140,7 +212,7 @@ pub fn summary(rows: &[Row]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::row::{Reading, take};
+    use crate::bench::row::{Axis, Reading, take};
 
     #[test]
     fn a_row_says_what_was_measured_and_what_was_not() {
@@ -159,6 +231,45 @@ mod tests {
         assert!(text.contains("1.50   <= 1.2  NO   FAILED"), "{text}");
         assert!(text.contains("opens: onacc: 5 events"), "{text}");
         assert_eq!(summary(&rows), "0 of 1 goals met\n  missed: opens");
+    }
+
+    #[test]
+    fn distributions_and_processor_times_have_tables_of_their_own() {
+        let mut rows = Row::distribution("first opens", Axis::Openers, 4);
+        let readings = || {
+            let mut readings: Vec<Reading> = [1e3, 2e3, 3e3, 4e3, 5e6].map(Reading::from).into();
+            readings[0].cpu = Some(Cpu {
+                agent: 0.5,
+                clamd: 1500.0,
+            });
+            Ok(readings)
+        };
+        take(&mut rows, Column::Onacc, readings);
+        take(&mut rows, Column::Clamonacc, || Err("hangs".to_owned()));
+        let text = table(&rows);
+        let lines: Vec<Vec<&str>> = text
+            .lines()
+            .map(|line| {
+                line.split("  ")
+                    .map(str::trim)
+                    .filter(|s| !s.is_empty())
+                    .collect()
+            })
+            .collect();
+        let waits = ["1.00 µs", "2.00 µs", "3.00 µs", "4.00 µs", "5.00 ms"];
+        let name = "first opens, 4 openers";
+        assert_eq!(lines[1], [&[name, "onacc"], &waits[..]].concat(), "{text}");
+        let failed = [
+            name,
+            "clamonacc",
+            "FAILED",
+            "FAILED",
+            "FAILED",
+            "FAILED",
+            "FAILED",
+        ];
+        assert_eq!(lines[2], failed, "{text}");
+        assert_eq!(lines[5], [name, "0.50 µs", "1.50 ms", "-", "-"], "{text}");
     }
 
     #[test]

@@ -45,6 +45,60 @@ pub enum Goal {
     OfPeerAtMost(f64),
 }
 
+/// What grows along a curve.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Axis {
+    /// Openers at the same time.
+    Openers,
+    /// Files that are opened.
+    Files,
+    /// Directories that are watched.
+    Directories,
+}
+
+impl Axis {
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Openers => "openers",
+            Self::Files => "files",
+            Self::Directories => "directories",
+        }
+    }
+}
+
+/// The points of a distribution, in thousandths, with their names.
+pub const POINTS: [(usize, &str); 5] = [
+    (500, "p50"),
+    (900, "p90"),
+    (990, "p99"),
+    (999, "p99.9"),
+    (1000, "max"),
+];
+
+/// Where a row stands among others of its kind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The kind of workload, the same along a curve.
+    pub curve: String,
+    /// What grows.
+    pub axis: Axis,
+    /// To how much.
+    pub at: usize,
+    /// Which point of a distribution, by its place in `POINTS`; `None` if the row
+    /// is all there is.
+    pub point: Option<usize>,
+}
+
+/// Processor time that fell to an operation, or to a run, in microseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Cpu {
+    /// Of the agent.
+    pub agent: f64,
+    /// Of clamd.
+    pub clamd: f64,
+}
+
 /// A number of one round, and what shows that it is what it claims to be.
 #[derive(Clone, Debug, Default)]
 pub struct Reading {
@@ -52,6 +106,8 @@ pub struct Reading {
     pub value: f64,
     /// Remarks; those of the last round are kept.
     pub notes: Vec<String>,
+    /// What the agent and clamd needed meanwhile.
+    pub cpu: Option<Cpu>,
 }
 
 /// The numbers of one column.
@@ -61,6 +117,8 @@ pub struct Cell {
     pub series: Series,
     /// Remarks of the last round.
     pub notes: Vec<String>,
+    /// Processor time of the agent, and of clamd: one number for each round.
+    cpu: [Series; 2],
     /// Why there is no number although there should be one.
     pub failed: Option<String>,
     /// Why there can be no number.
@@ -78,6 +136,8 @@ pub struct Row {
     pub unit: Unit,
     /// What is to be reached, if anything.
     pub goal: Option<Goal>,
+    /// Where it stands in a curve.
+    pub place: Option<Place>,
     cells: [Cell; 4],
 }
 
@@ -85,7 +145,7 @@ impl From<f64> for Reading {
     fn from(value: f64) -> Self {
         Self {
             value,
-            notes: Vec::new(),
+            ..Self::default()
         }
     }
 }
@@ -97,6 +157,24 @@ impl Reading {
         self.notes.push(note.into());
         self
     }
+
+    /// Adds what the agent and clamd needed.
+    #[must_use]
+    pub fn cpu(mut self, cpu: Cpu) -> Self {
+        self.cpu = Some(cpu);
+        self
+    }
+}
+
+impl Cell {
+    /// The medians of what the agent and clamd needed.
+    pub fn cpu(&self) -> Option<Cpu> {
+        let [agent, clamd] = &self.cpu;
+        Some(Cpu {
+            agent: agent.median()?,
+            clamd: clamd.median()?,
+        })
+    }
 }
 
 impl Row {
@@ -107,6 +185,7 @@ impl Row {
             baseline: "no agent",
             unit,
             goal: None,
+            place: None,
             cells: Default::default(),
         }
     }
@@ -123,6 +202,38 @@ impl Row {
     pub fn goal(mut self, goal: Goal) -> Self {
         self.goal = Some(goal);
         self
+    }
+
+    /// Puts it into a curve.
+    #[must_use]
+    pub fn at(mut self, curve: impl Into<String>, axis: Axis, at: usize) -> Self {
+        self.place = Some(Place {
+            curve: curve.into(),
+            axis,
+            at,
+            point: None,
+        });
+        self
+    }
+
+    /// The rows of a distribution, one for each of its points, in a curve.
+    pub fn distribution(curve: &str, axis: Axis, at: usize) -> Vec<Self> {
+        let points = POINTS.iter().enumerate();
+        points
+            .map(|(number, (_, point))| {
+                let name = format!("{curve}, {at} {}, {point}", axis.name());
+                let mut row = Self::new(name, Unit::Nanoseconds).at(curve, axis, at);
+                if let Some(place) = &mut row.place {
+                    place.point = Some(number);
+                }
+                row
+            })
+            .collect()
+    }
+
+    /// Whether it is but a point of a distribution, which has a table of its own.
+    pub fn is_point(&self) -> bool {
+        (self.place.as_ref()).is_some_and(|place| place.point.is_some())
     }
 
     /// The numbers of a column.
@@ -174,6 +285,11 @@ impl Row {
 
     /// What should have been measured and was not.
     pub fn troubles(&self) -> Vec<String> {
+        // The points of a distribution fail together.
+        let point = self.place.as_ref().and_then(|place| place.point);
+        if point.is_some_and(|number| number > 0) {
+            return Vec::new();
+        }
         self.columns()
             .into_iter()
             .filter_map(|(column, name)| {
@@ -209,6 +325,10 @@ pub fn take(rows: &mut [Row], column: Column, measure: impl FnOnce() -> Result<V
         let cell = &mut row.cells[column as usize];
         cell.series.push(reading.value);
         cell.notes = reading.notes;
+        if let Some(cpu) = reading.cpu {
+            cell.cpu[0].push(cpu.agent);
+            cell.cpu[1].push(cpu.clamd);
+        }
     }
 }
 
@@ -257,6 +377,33 @@ mod tests {
         assert_eq!(rows[0].met(), Some(true));
         take(&mut rows, Column::Onacc, || Err("it ended".to_owned()));
         assert_eq!((rows[0].met(), rows[0].ratio()), (None, None));
+    }
+
+    #[test]
+    fn processor_times_are_medians_of_rounds() {
+        let mut rows = [Row::new("a workload", Unit::Nanoseconds)];
+        for agent in [3.0, 1.0, 2.0] {
+            let cpu = Cpu { agent, clamd: 7.0 };
+            take(&mut rows, Column::Onacc, || {
+                Ok(vec![Reading::from(1.0).cpu(cpu)])
+            });
+        }
+        let cpu = rows[0].cell(Column::Onacc).cpu().unwrap();
+        assert_eq!((cpu.agent, cpu.clamd), (2.0, 7.0));
+        assert_eq!(rows[0].cell(Column::Baseline).cpu(), None);
+    }
+
+    #[test]
+    fn a_distribution_has_a_row_for_each_point() {
+        let rows = Row::distribution("first opens", Axis::Openers, 4);
+        assert_eq!(rows.len(), POINTS.len());
+        assert_eq!(rows[3].name, "first opens, 4 openers, p99.9");
+        assert!(rows.iter().all(Row::is_point));
+        assert!(
+            !Row::new("start-up", Unit::KiB)
+                .at("x", Axis::Files, 1)
+                .is_point()
+        );
     }
 
     #[test]

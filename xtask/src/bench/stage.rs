@@ -16,7 +16,7 @@ use std::{
 use onacc_tests::{Agent, Clamd, Counters, agent, eicar};
 
 use crate::{
-    bench::{clock::Budget, peer::Peer},
+    bench::{cpu::CpuTimes, peer::Peer, plan::Plan, row::Cpu},
     shell::Result,
 };
 
@@ -27,81 +27,24 @@ const PEER_STARTS: usize = 5;
 /// How long marks and counters may take to settle.
 const SETTLE_LIMIT: Duration = Duration::from_secs(10);
 
-/// How much is measured.
-#[derive(Clone, Copy, Debug)]
-pub struct Plan {
-    /// Rounds of the workloads that take seconds.
-    pub rounds: usize,
-    /// Rounds of the workloads that take tens of seconds.
-    pub long_rounds: usize,
-    /// Repeat opens and writes in a round.
-    pub loops: Budget,
-    /// First opens in a round: by one opener, by eight.
-    pub first_opens: [usize; 2],
-    /// The same for clamonacc, which is slower by far.
-    pub peer_first_opens: [usize; 2],
-    /// Rounds of programs and of distributions.
-    pub program_rounds: usize,
-    /// Short-lived processes in a row.
-    pub processes: usize,
-    /// Numbers of files that are opened again and again.
-    pub wait_files: &'static [usize],
-    /// Directories of the trees that agents start over.
-    pub start_up_directories: &'static [usize],
-    /// Directories of the tree that memory is measured with.
-    pub memory_directories: usize,
-    /// Distinct files that are opened before memory is measured.
-    pub memory_opens: usize,
-    /// How often each of them is opened.
-    pub memory_rounds: usize,
-    /// Files of the source tree.
-    pub source_files: usize,
+/// Whether openers wait for the verdict.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// They do: `OnAccessPrevention yes`.
+    Prevention,
+    /// They do not.
+    NotifyOnly,
 }
 
-impl Plan {
-    /// Under five minutes.
-    pub fn short() -> Self {
-        Self {
-            rounds: 7,
-            long_rounds: 1,
-            loops: Budget {
-                count: 20_000,
-                limit: Duration::from_secs(1),
-                batch: 16,
-            },
-            first_opens: [800, 1600],
-            peer_first_opens: [200, 400],
-            program_rounds: 1,
-            processes: 500,
-            wait_files: &[1000],
-            start_up_directories: &[20_000],
-            memory_directories: 20_000,
-            memory_opens: 20_000,
-            memory_rounds: 1,
-            source_files: 500,
-        }
-    }
+impl Mode {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Prevention, Self::NotifyOnly];
 
-    /// For numbers to publish.
-    pub fn full() -> Self {
-        Self {
-            rounds: 25,
-            long_rounds: 3,
-            loops: Budget {
-                count: 50_000,
-                limit: Duration::from_secs(2),
-                batch: 16,
-            },
-            first_opens: [2000, 4000],
-            peer_first_opens: [500, 1000],
-            source_files: 2000,
-            program_rounds: 5,
-            processes: 10_000,
-            wait_files: &[1000, 10_000, 100_000],
-            start_up_directories: &[20_000, 100_000],
-            memory_directories: 100_000,
-            memory_opens: 100_000,
-            memory_rounds: 10,
+    /// What the names of rows end with.
+    pub fn suffix(self) -> &'static str {
+        match self {
+            Self::Prevention => "",
+            Self::NotifyOnly => ", notify-only",
         }
     }
 }
@@ -139,6 +82,13 @@ impl Watch {
             peer_start: Duration::from_secs(6),
             times_start: false,
         }
+    }
+
+    /// Has openers wait, or not.
+    #[must_use]
+    pub fn mode(mut self, mode: Mode) -> Self {
+        self.prevention = mode == Mode::Prevention;
+        self
     }
 
     /// Adds a line to clamd.conf.
@@ -209,6 +159,8 @@ pub struct Stage {
     pub coverages: [Coverage; 2],
     seed: Cell<u64>,
     peer_restarts: Cell<u32>,
+    /// When the workload should be done.
+    until: Cell<Instant>,
     dir: tempfile::TempDir,
 }
 
@@ -244,8 +196,31 @@ impl Stage {
             agent,
             seed: Cell::new(1),
             peer_restarts: Cell::new(0),
+            until: Cell::new(Instant::now()),
             dir,
         })
+    }
+
+    /// Begins a workload, which may take about this long.
+    pub fn begin(&self, budget: Duration) {
+        self.until.set(Instant::now() + budget);
+    }
+
+    /// Rounds, one at least and so many at most: as many as the time allows that the
+    /// workload has left, if so many further loops of rounds are to share it.
+    pub fn rounds(&self, most: usize, loops_left: u32) -> impl Iterator<Item = usize> {
+        let left = self.until.get().saturating_duration_since(Instant::now());
+        Rounds {
+            most,
+            done: 0,
+            began: Instant::now(),
+            share: left / (loops_left + 1),
+        }
+    }
+
+    /// Looks at the processor time of clamd and of this agent from here on.
+    pub fn meter(&self, agent: u32) -> Result<Meter> {
+        Meter::start([agent, self.clamd.pid()])
     }
 
     /// Starts onacc and waits until protection is on.
@@ -273,7 +248,7 @@ impl Stage {
         builder.try_start()
     }
 
-    /// Starts clamonacc and waits until it refuses the probes. Now and then it
+    /// Starts clamonacc and waits until it refuses the probes, or names them. Now and then it
     /// crashes at its start; then it is started again, and that is remarked.
     pub fn clamonacc(&self, watch: &Watch, probes: &[PathBuf]) -> Result<Peer> {
         let start = || Peer::start(&self.clamd, self.dir.path(), watch, probes);
@@ -312,6 +287,55 @@ impl Stage {
         let paths = write().map_err(|error| format!("files in {}: {error}", dir.display()))?;
         rest(dir)?;
         Ok(paths)
+    }
+}
+
+/// Ends when the next round would take longer than what is left.
+struct Rounds {
+    most: usize,
+    done: usize,
+    began: Instant,
+    share: Duration,
+}
+
+impl Iterator for Rounds {
+    type Item = usize;
+
+    fn next(&mut self) -> Option<usize> {
+        let spent = self.began.elapsed();
+        let each = spent / u32::try_from(self.done.max(1)).unwrap_or(u32::MAX);
+        if self.done >= self.most || (self.done > 0 && spent + each > self.share) {
+            return None;
+        }
+        self.done += 1;
+        Some(self.done - 1)
+    }
+}
+
+/// Processor time of an agent and of clamd since a moment.
+pub struct Meter {
+    pids: [u32; 2],
+    before: [CpuTimes; 2],
+}
+
+impl Meter {
+    fn start(pids: [u32; 2]) -> Result<Self> {
+        let [agent, clamd] = pids;
+        let before = [CpuTimes::of(agent)?, CpuTimes::of(clamd)?];
+        Ok(Self { pids, before })
+    }
+
+    /// What fell to each of so many operations.
+    pub fn each(&self, count: usize) -> Result<Cpu> {
+        let count = f64::from(u32::try_from(count.max(1)).unwrap_or(u32::MAX));
+        let spent = |number: usize| -> Result<f64> {
+            let now = CpuTimes::of(self.pids[number])?;
+            Ok(now.since(&self.before[number]).as_secs_f64() * 1e6 / count)
+        };
+        Ok(Cpu {
+            agent: spent(0)?,
+            clamd: spent(1)?,
+        })
     }
 }
 
@@ -354,8 +378,12 @@ pub fn grown(before: &Counters, after: &Counters, name: &str) -> Result<u64> {
     Ok(value(after)?.saturating_sub(value(before)?))
 }
 
-/// Repeats an operation until a thousand times raise less than ten events.
-pub fn settle(agent: &Agent, mut operation: impl FnMut() -> Result<()>) -> Result<()> {
+/// Repeats an operation until a thousand times raise this counter by less than ten.
+pub fn settle(
+    agent: &Agent,
+    counter: &str,
+    mut operation: impl FnMut() -> Result<()>,
+) -> Result<()> {
     let deadline = Instant::now() + SETTLE_LIMIT;
     let mut before = agent.counters()?;
     loop {
@@ -363,13 +391,13 @@ pub fn settle(agent: &Agent, mut operation: impl FnMut() -> Result<()>) -> Resul
             operation()?;
         }
         let after = agent.counters()?;
-        let events = grown(&before, &after, "events")?;
+        let events = grown(&before, &after, counter)?;
         if events < 10 {
             return Ok(());
         }
         if Instant::now() >= deadline {
             return Err(format!(
-                "1000 opens still raise {events} events after {SETTLE_LIMIT:?}"
+                "1000 opens still raise {counter} by {events} after {SETTLE_LIMIT:?}"
             ));
         }
         before = after;
@@ -406,6 +434,20 @@ mod tests {
         let all: std::collections::HashSet<Vec<u8>> = (1..500).map(|n| content(n, 4096)).collect();
         assert_eq!(all.len(), 499);
         assert!(all.iter().all(|content| content.len() == 4096));
+    }
+
+    #[test]
+    fn rounds_end_with_their_number_or_with_the_time() {
+        let rounds = |most, share| Rounds {
+            most,
+            done: 0,
+            began: Instant::now(),
+            share,
+        };
+        assert_eq!(rounds(3, Duration::from_mins(1)).count(), 3);
+        // One is always measured.
+        let slow = rounds(100, Duration::ZERO).inspect(|_| thread::sleep(Duration::from_millis(2)));
+        assert_eq!(slow.count(), 1);
     }
 
     #[test]

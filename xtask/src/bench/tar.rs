@@ -1,4 +1,5 @@
-//! Workload: what a build machine does: tar of a source tree, twice.
+//! Workload: what a build machine does: tar of a source tree, twice, with prevention
+//! and notify-only.
 //!
 //! The tree is this repository's own sources and, where there are too few, those
 //! of the crates in cargo's registry. Every column and every round has a copy
@@ -9,7 +10,7 @@ use std::{
     env, fs, io,
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use onacc_tests::{ScratchFs, sys::die_with_parent, workspace};
@@ -18,32 +19,43 @@ use crate::{
     bench::{
         clock::milliseconds,
         row::{Column, Reading, Row, Unit, take},
-        stage::{Stage, Watch, end, grown, probe, rest},
+        stage::{Mode, Stage, Watch, end, grown, probe, rest},
+        waits::wait_for_scans,
     },
     shell::Result,
 };
 
 /// No source file is larger; generated bindings are.
 const LARGEST: u64 = 1 << 20;
+/// How long scans may take that nobody waits for.
+const SCAN_LIMIT: Duration = Duration::from_mins(1);
 
 /// Measures.
 pub fn measure(stage: &Stage) -> Result<Vec<Row>> {
     let sources = sources(stage.plan.source_files)?;
+    let mut all = Vec::new();
+    for (mode, left) in Mode::ALL.into_iter().zip([1, 0]) {
+        all.extend(in_mode(stage, &sources, mode, left)?);
+    }
+    Ok(all)
+}
+
+fn in_mode(stage: &Stage, sources: &[PathBuf], mode: Mode, loops_left: u32) -> Result<Vec<Row>> {
     let scratch = ScratchFs::ext4(1024)?;
     let watched = scratch.mkdir("watched");
     let probe = probe(&watched.join("eicar.com"))?;
-    let watch = Watch::new(&watched);
+    let watch = Watch::new(&watched).mode(mode);
     let count = sources.len();
     let mut rows = ["first time", "second time"].map(|when| {
         Row::new(
-            format!("tar of {count} source files, {when}"),
+            format!("tar of {count} source files, {when}{}", mode.suffix()),
             Unit::Milliseconds,
         )
     });
-    for _ in 0..stage.plan.rounds {
+    for _ in stage.rounds(stage.plan.rounds, loops_left) {
         let copies = ["nobody", "onacc", "clamonacc"].map(|name| watched.join(name));
         for copy in &copies {
-            copy_all(stage, &sources, copy)?;
+            copy_all(stage, sources, copy)?;
         }
         rest(&watched)?;
         let [for_nobody, for_onacc, for_peer] = &copies;
@@ -52,17 +64,26 @@ pub fn measure(stage: &Stage) -> Result<Vec<Row>> {
         });
         take(&mut rows, Column::Onacc, || {
             let agent = stage.onacc(&watch)?;
-            let start = agent.counters()?;
+            let (start, meter) = (agent.counters()?, stage.meter(agent.pid())?);
             let first = pack(for_onacc)?;
-            let between = agent.counters()?;
-            let second = pack(for_onacc)?;
+            // Nobody has waited for these scans.
+            if mode == Mode::NotifyOnly {
+                wait_for_scans(&agent, Instant::now() + SCAN_LIMIT)?;
+            }
+            let first = first.cpu(meter.each(1)?);
+            let (between, meter) = (agent.counters()?, stage.meter(agent.pid())?);
+            let second = pack(for_onacc)?.cpu(meter.each(1)?);
             let after = agent.counters()?;
             end(agent)?;
             let scans = grown(&start, &between, "scans")?;
             if scans < u64::try_from(count).unwrap_or(u64::MAX) {
                 return Err(format!("only {scans} of {count} files were scanned"));
             }
-            let events = grown(&between, &after, "events")?;
+            let counter = match mode {
+                Mode::Prevention => "events",
+                Mode::NotifyOnly => "told_opens",
+            };
+            let events = grown(&between, &after, counter)?;
             Ok(vec![
                 first.note(format!("{scans} scans")),
                 second.note(format!("{events} events")),
@@ -70,7 +91,11 @@ pub fn measure(stage: &Stage) -> Result<Vec<Row>> {
         });
         take(&mut rows, Column::Clamonacc, || {
             let peer = stage.clamonacc(&watch, std::slice::from_ref(&probe))?;
-            let readings = vec![pack(for_peer)?, pack(for_peer)?];
+            let mut readings = Vec::new();
+            for _ in 0..2 {
+                let meter = stage.meter(peer.pid())?;
+                readings.push(pack(for_peer)?.cpu(meter.each(1)?));
+            }
             peer.end()?;
             Ok(readings)
         });

@@ -1,221 +1,336 @@
-//! Workload: what an opener waits, as a distribution, and how it grows with the
-//! number of openers and of files.
+//! Workload: what openers wait for opens that need no scan, as a distribution, and
+//! how it grows with the number of openers and of files.
 //!
-//! Repeat opens of known files by 1, 4, 16 and 64 openers over 1,000 to 100,000
-//! files, and first opens by as many. clamonacc scans every open, so that it is
-//! given a second each time and not all files.
+//! Repeat opens, opens out of scope, under an excluded path and by an excluded uid,
+//! with prevention and notify-only, by 1, 4, 16 and 64 openers; repeat opens over
+//! up to 100,000 files too. The agent's counters must show that the kernel kept the
+//! opens to itself, or that they were let through by uid.
 
 use std::{
-    fs::{self, File},
-    path::PathBuf,
+    path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
 };
 
-use onacc_tests::ScratchFs;
+use onacc_tests::{Agent, Counters, ScratchFs};
 
 use crate::{
     bench::{
-        clock::nanoseconds,
-        report::shown,
-        row::{Column, Reading, Row, Unit, take},
-        stage::{Stage, Watch, end, probe, rest},
-        stats::quantile,
+        openers::{Openers, open_once},
+        row::{Axis, Column, Reading, Row, take},
+        stage::{Mode, Stage, Watch, end, grown, open_to_all, probe},
     },
     shell::Result,
 };
 
-const OPENERS: [usize; 4] = [1, 4, 16, 64];
-/// The points of a distribution, in thousandths, with their names.
-const POINTS: [(usize, &str); 5] = [
-    (500, "p50"),
-    (900, "p90"),
-    (990, "p99"),
-    (999, "p99.9"),
-    (1000, "max"),
+/// How many open at the same time.
+pub const OPENERS: [usize; 4] = [1, 4, 16, 64];
+/// How many do where the number of files grows.
+pub const OPENERS_BY_FILES: usize = 4;
+/// Nobody.
+const UID: u32 = 65534;
+/// How long it may take until the kernel knows what it can keep to itself.
+const SETTLE_LIMIT: Duration = Duration::from_mins(2);
+
+/// Opens of one kind.
+struct Kind {
+    name: &'static str,
+    dir: &'static str,
+    uid: u32,
+}
+
+const KINDS: [Kind; 4] = [
+    Kind {
+        name: "repeat opens",
+        dir: "watched/files",
+        uid: 0,
+    },
+    Kind {
+        name: "opens out of scope",
+        dir: "elsewhere/files",
+        uid: 0,
+    },
+    Kind {
+        name: "opens under an excluded path",
+        dir: "watched/excluded/files",
+        uid: 0,
+    },
+    Kind {
+        name: "opens by an excluded uid",
+        dir: "watched/theirs",
+        uid: UID,
+    },
 ];
+
+/// A filesystem with files for these kinds.
+struct Place {
+    scratch: ScratchFs,
+    probe: PathBuf,
+    watch: Watch,
+}
+
+/// What is measured in one round: a row for each point of each of these.
+struct Subject<'a> {
+    kind: &'a Kind,
+    dir: PathBuf,
+    files: Vec<PathBuf>,
+    openers: &'a [usize],
+}
 
 /// Measures.
 pub fn measure(stage: &Stage) -> Result<Vec<Row>> {
     let mut all = Vec::new();
-    for openers in OPENERS {
-        all.extend(first_opens(stage, openers)?);
+    let few = stage.plan.wait_files[0];
+    let many = &stage.plan.wait_files[1..];
+    let mut left = u32::try_from(Mode::ALL.len() * (KINDS.len() + many.len())).unwrap_or(1);
+    let mut measure = |place: &Place, subject: &Subject, mode, rows| {
+        left = left.saturating_sub(1);
+        measure_one(stage, (place, subject, mode), rows, left)
+    };
+    let place = Place::make(stage)?;
+    for kind in &KINDS {
+        let subject = place.subject(stage, kind, few, &OPENERS)?;
+        for mode in Mode::ALL {
+            let curve = format!("{}{}", kind.name, mode.suffix());
+            let rows = OPENERS.map(|openers| Row::distribution(&curve, Axis::Openers, openers));
+            all.extend(measure(&place, &subject, mode, rows.concat()));
+        }
+    }
+    // Growth along one line at a time. The few are measured again beside the many.
+    if many.is_empty() {
+        return Ok(all);
     }
     for count in stage.plan.wait_files {
-        for openers in OPENERS {
-            // Growth along one line at a time: all openers with few files, and
-            // all numbers of files with four openers.
-            if *count == stage.plan.wait_files[0] || openers == 4 {
-                all.extend(repeat_opens(stage, openers, *count)?);
-            }
+        let place = Place::make(stage)?;
+        let subject = place.subject(stage, &KINDS[0], *count, &[OPENERS_BY_FILES])?;
+        for mode in Mode::ALL {
+            let curve = format!(
+                "{}, {OPENERS_BY_FILES} openers{}",
+                KINDS[0].name,
+                mode.suffix()
+            );
+            let rows = Row::distribution(&curve, Axis::Files, *count);
+            all.extend(measure(&place, &subject, mode, rows));
         }
     }
     Ok(all)
 }
 
-fn rows_for(name: &str) -> Vec<Row> {
-    let points = POINTS.iter();
-    points
-        .map(|(_, point)| Row::new(format!("{name}, {point}"), Unit::Nanoseconds))
-        .collect()
-}
-
-/// Every file is opened once, by one opener, and scanned.
-fn first_opens(stage: &Stage, openers: usize) -> Result<Vec<Row>> {
-    let scratch = ScratchFs::ext4(1024)?;
-    let watched = scratch.mkdir("watched");
-    let probe = probe(&watched.join("eicar.com"))?;
-    let watch = Watch::new(&watched);
-    let mut rows = rows_for(&format!("first opens, {openers} openers, waiting"));
-    for _ in 0..stage.plan.program_rounds {
-        let files = |name: &str, count| stage.files(&watched.join(name), count);
-        let count = stage.plan.first_opens[0];
-        let (none, ours) = (files("none", count)?, files("onacc", count)?);
-        let theirs = files("clamonacc", stage.plan.peer_first_opens[0])?;
-        take(&mut rows, Column::Baseline, || open_once(&none, openers));
-        take(&mut rows, Column::Onacc, || {
-            let agent = stage.onacc(&watch)?;
-            let readings = open_once(&ours, openers)?;
-            end(agent)?;
-            Ok(readings)
+impl Place {
+    fn make(stage: &Stage) -> Result<Self> {
+        let scratch = ScratchFs::ext4(4096)?;
+        let watched = scratch.mkdir("watched");
+        let excluded = scratch.mkdir("watched/excluded");
+        open_to_all(&watched)?;
+        let probe = probe(&watched.join("eicar.com"))?;
+        // An agent that dies with openers waiting lets them go; the limit is for trees
+        // of the full run.
+        let guard = Duration::from_mins(if stage.plan.wait_files.len() > 1 {
+            5
+        } else {
+            2
         });
-        take(&mut rows, Column::Clamonacc, || {
-            let peer = stage.clamonacc(&watch, std::slice::from_ref(&probe))?;
-            let readings = open_once(&theirs, openers)?;
-            peer.end()?;
-            Ok(readings)
-        });
-        for name in ["none", "onacc", "clamonacc"] {
-            let dir = watched.join(name);
-            fs::remove_dir_all(&dir).map_err(|error| format!("{}: {error}", dir.display()))?;
-        }
-    }
-    Ok(rows)
-}
-
-/// The files are known; they are opened again and again for a second.
-fn repeat_opens(stage: &Stage, openers: usize, count: usize) -> Result<Vec<Row>> {
-    let scratch = ScratchFs::ext4(2048)?;
-    let watched = scratch.mkdir("watched");
-    let probe = probe(&watched.join("eicar.com"))?;
-    let watch = Watch::new(&watched).guard(Duration::from_mins(4));
-    let files = stage.files(&watched.join("files"), count)?;
-    rest(&watched)?;
-    let mut rows = rows_for(&format!("repeat opens, {openers} openers, {count} files"));
-    for _ in 0..stage.plan.program_rounds {
-        take(&mut rows, Column::Baseline, || open_for(&files, openers));
-        take(&mut rows, Column::Onacc, || {
-            let agent = stage.onacc(&watch)?;
-            for _ in 0..2 {
-                open_once(&files, 8)?;
-                thread::sleep(Duration::from_millis(300));
-            }
-            let readings = open_for(&files, openers)?;
-            end(agent)?;
-            Ok(readings)
-        });
-        take(&mut rows, Column::Clamonacc, || {
-            let peer = stage.clamonacc(&watch, std::slice::from_ref(&probe))?;
-            let readings = open_for(&files, openers)?;
-            peer.end()?;
-            Ok(readings)
-        });
-    }
-    Ok(rows)
-}
-
-fn open_once(files: &[PathBuf], openers: usize) -> Result<Vec<Reading>> {
-    let share = files.len().div_ceil(openers).max(1);
-    let times = thread::scope(|scope| {
-        let threads: Vec<_> = files
-            .chunks(share)
-            .map(|files| scope.spawn(|| files.iter().map(time_one).collect::<Result<Vec<_>>>()))
-            .collect();
-        joined(threads)
-    })?;
-    distribution(times)
-}
-
-fn open_for(files: &[PathBuf], openers: usize) -> Result<Vec<Reading>> {
-    let until = Instant::now() + Duration::from_secs(1);
-    let times = thread::scope(|scope| {
-        let threads: Vec<_> = (0..openers)
-            .map(|number| {
-                scope.spawn(move || {
-                    let mut times = Vec::new();
-                    // Different openers are at different files.
-                    let from = number * files.len() / openers;
-                    for path in files.iter().cycle().skip(from) {
-                        times.push(time_one(path)?);
-                        if Instant::now() >= until {
-                            break;
-                        }
-                    }
-                    Ok(times)
-                })
-            })
-            .collect();
-        joined(threads)
-    })?;
-    distribution(times)
-}
-
-fn joined(threads: Vec<thread::ScopedJoinHandle<'_, Result<Vec<u64>>>>) -> Result<Vec<u64>> {
-    let mut all = Vec::new();
-    for thread in threads {
-        let times = thread.join().map_err(|_| "an opener panicked".to_owned())?;
-        all.extend(times?);
-    }
-    Ok(all)
-}
-
-fn time_one(path: &PathBuf) -> Result<u64> {
-    let before = Instant::now();
-    let opened = File::open(path);
-    let took = before.elapsed();
-    match opened {
-        Ok(_) => Ok(nanoseconds(took)),
-        Err(error) => Err(format!("opening {}: {error}", path.display())),
-    }
-}
-
-fn distribution(mut times: Vec<u64>) -> Result<Vec<Reading>> {
-    if times.is_empty() {
-        return Err("nothing was measured".to_owned());
-    }
-    times.sort_unstable();
-    let count = times.len();
-    let point = |thousandths| {
-        let value = Duration::from_nanos(quantile(&times, thousandths));
-        (value.as_secs_f64() * 1e9).round()
-    };
-    let whole: Vec<String> = POINTS
-        .iter()
-        .map(|(at, name)| format!("{name} {}", shown(Unit::Nanoseconds, point(*at))))
-        .collect();
-    Ok(POINTS
-        .iter()
-        .map(|(at, name)| {
-            let reading = Reading::from(point(*at));
-            if *name == "p50" {
-                reading.note(format!("{count} opens: {}", whole.join(", ")))
-            } else {
-                reading
-            }
+        let watch = Watch::new(&watched)
+            .option(format!("OnAccessExcludePath {}", excluded.display()))
+            .option(format!("OnAccessExcludeUID {UID}"))
+            .guard(guard);
+        Ok(Self {
+            scratch,
+            probe,
+            watch,
         })
-        .collect())
+    }
+
+    fn subject<'a>(
+        &self,
+        stage: &Stage,
+        kind: &'a Kind,
+        count: usize,
+        openers: &'a [usize],
+    ) -> Result<Subject<'a>> {
+        let dir = self.scratch.join(kind.dir);
+        let files = stage.files(&dir, count)?;
+        open_to_all(&dir)?;
+        Ok(Subject {
+            kind,
+            dir,
+            files,
+            openers,
+        })
+    }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_distribution_has_all_its_points_in_order() {
-        let readings = distribution((1..=2000).rev().collect()).unwrap();
-        let values: Vec<f64> = readings.iter().map(|reading| reading.value).collect();
-        assert_eq!(values, [1001.0, 1801.0, 1981.0, 1999.0, 2000.0]);
-        assert!(readings[0].notes[0].starts_with("2000 opens: p50 1.00 µs"));
-        assert!(distribution(Vec::new()).is_err());
+fn measure_one(
+    stage: &Stage,
+    (place, subject, mode): (&Place, &Subject, Mode),
+    mut rows: Vec<Row>,
+    loops_left: u32,
+) -> Vec<Row> {
+    let watch = place.watch.clone().mode(mode);
+    for _ in stage.rounds(stage.plan.program_rounds, loops_left) {
+        take(&mut rows, Column::Baseline, || {
+            subject.open(stage, |openers| Ok(openers.open()?.readings(None, "")))
+        });
+        take(&mut rows, Column::Onacc, || {
+            let agent = stage.onacc(&watch)?;
+            if subject.kind.uid != UID {
+                settle(&agent, &subject.files, mode)?;
+            }
+            let by_ebpf = agent.output().contains("opens are told by eBPF");
+            let readings = subject.open(stage, |openers| {
+                let (before, meter) = (agent.counters()?, stage.meter(agent.pid())?);
+                let waits = openers.open()?;
+                let cpu = meter.each(waits.count)?;
+                let after = agent.counters()?;
+                let checked = match mode {
+                    Mode::Prevention => kept(subject, (&before, &after), waits.count)?,
+                    Mode::NotifyOnly if by_ebpf => dropped((&before, &after), waits.count)?,
+                    Mode::NotifyOnly => ", no hook on opens".to_owned(),
+                };
+                Ok(waits.readings(Some(cpu), &checked))
+            })?;
+            end(agent)?;
+            Ok(readings)
+        });
+        take(&mut rows, Column::Clamonacc, || {
+            let peer = stage.clamonacc(&watch, std::slice::from_ref(&place.probe))?;
+            let readings = subject.open(stage, |openers| {
+                let meter = stage.meter(peer.pid())?;
+                let waits = openers.open()?;
+                Ok(waits.readings(Some(meter.each(waits.count)?), ""))
+            })?;
+            peer.end()?;
+            Ok(readings)
+        });
     }
+    rows
+}
+
+impl Subject<'_> {
+    /// By each number of openers.
+    fn open(
+        &self,
+        stage: &Stage,
+        each: impl Fn(&Openers) -> Result<Vec<Reading>>,
+    ) -> Result<Vec<Reading>> {
+        let mut all = Vec::new();
+        for openers in self.openers {
+            all.extend(each(&Openers {
+                dir: &self.dir,
+                files: self.files.len(),
+                openers: *openers,
+                uid: self.kind.uid,
+                time: stage.plan.waits_time,
+            })?);
+        }
+        Ok(all)
+    }
+}
+
+/// With prevention: the kernel raised no events, or all were let through by uid.
+fn kept(
+    subject: &Subject,
+    (before, after): (&Counters, &Counters),
+    count: usize,
+) -> Result<String> {
+    let count = u64::try_from(count).unwrap_or(u64::MAX);
+    if subject.kind.uid == UID {
+        let excluded = grown(before, after, "excluded_uid")?;
+        if excluded < count {
+            return Err(format!("{count} opens, but {excluded} let through by uid"));
+        }
+        return Ok(format!(", {excluded} let through by uid"));
+    }
+    let events = grown(before, after, "events")?;
+    if events > count / 100 {
+        return Err(format!("{events} events in {count} opens: not settled"));
+    }
+    Ok(format!(", events raised: {events}"))
+}
+
+/// Notify-only: eBPF dropped them.
+fn dropped((before, after): (&Counters, &Counters), count: usize) -> Result<String> {
+    let sum = |counters: &Counters| -> u64 {
+        let drops = counters.iter();
+        drops
+            .filter(|(name, _)| name.starts_with("bpf_open_dropped_"))
+            .map(|(_, value)| value)
+            .sum()
+    };
+    let dropped = sum(after).saturating_sub(sum(before));
+    let count = u64::try_from(count).unwrap_or(u64::MAX);
+    if dropped < count - count / 100 {
+        return Err(format!("{count} opens, but eBPF dropped {dropped}"));
+    }
+    Ok(format!(", dropped by eBPF: {dropped}"))
+}
+
+/// Opens all files until opening them once more reaches the agent no more.
+fn settle(agent: &Agent, files: &[PathBuf], mode: Mode) -> Result<()> {
+    let deadline = Instant::now() + SETTLE_LIMIT;
+    let counted = match mode {
+        Mode::Prevention => ["events", "events"],
+        Mode::NotifyOnly => ["told_opens", "events"],
+    };
+    loop {
+        let before = agent.counters()?;
+        open_once(files, 8)?;
+        wait_for_scans(agent, deadline)?;
+        let after = agent.counters()?;
+        let mut reached = 0;
+        for name in counted {
+            reached = reached.max(grown(&before, &after, name)?);
+        }
+        if reached <= u64::try_from(files.len() / 100).unwrap_or(u64::MAX) {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            return Err(format!(
+                "{} opens still reach the agent {reached} times after {SETTLE_LIMIT:?}",
+                files.len()
+            ));
+        }
+    }
+}
+
+/// Waits until the agent has a verdict for everything that it has been given.
+pub fn wait_for_scans(agent: &Agent, deadline: Instant) -> Result<()> {
+    const CALM: u32 = 3;
+    let mut calm = 0;
+    let mut last = None;
+    while calm < CALM {
+        thread::sleep(Duration::from_millis(30));
+        let now = agent.counters()?;
+        let of = |name: &str| now.get(name).copied().unwrap_or_default();
+        let state = [
+            of("scans"),
+            of("clean"),
+            of("told_opens"),
+            of("marks_placed"),
+        ];
+        calm = if last == Some(state) { calm + 1 } else { 0 };
+        last = Some(state);
+        if Instant::now() >= deadline {
+            return Err("the agent still scans when the time is up".to_owned());
+        }
+    }
+    Ok(())
+}
+
+/// What `xtask bench-openers` does.
+pub fn openers_as_child(
+    dir: &Path,
+    files: usize,
+    openers: usize,
+    (uid, milliseconds): (u32, u64),
+) -> Result<()> {
+    let time = Duration::from_millis(milliseconds);
+    let openers = Openers {
+        dir,
+        files,
+        openers,
+        uid,
+        time,
+    };
+    openers.open_as_child()
 }

@@ -38,7 +38,7 @@ pub fn measure(stage: &Stage) -> Result<Vec<Row>> {
         "rewrite of 4 KiB, unwatched filesystem",
     ]
     .map(|name| Row::new(name, Unit::Nanoseconds));
-    for _ in 0..stage.plan.rounds {
+    for _ in stage.rounds(stage.plan.rounds, 0) {
         take(&mut rows, Column::Baseline, || {
             write_all(stage, &files, None)
         });
@@ -65,8 +65,12 @@ fn write_all(stage: &Stage, files: &[File], agent: Option<&Agent>) -> Result<Vec
     for file in files {
         for appends in [true, false] {
             let before = agent.map(Agent::counters).transpose()?;
+            let meter = agent.map(|agent| stage.meter(agent.pid())).transpose()?;
             let sample = write_often(stage, file, appends)?;
             let mut reading = Reading::from(sample.p50);
+            if let Some(meter) = meter {
+                reading = reading.cpu(meter.each(sample.count)?);
+            }
             if let (Some(agent), Some(before)) = (agent, before) {
                 let seen = grown(&before, &agent.counters()?, "bpf_seen")?;
                 let note = format!("{} writes, hook ran {seen} times", sample.count);
