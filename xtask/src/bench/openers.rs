@@ -36,7 +36,7 @@ pub struct Openers<'a> {
     /// How many there are.
     pub files: usize,
     /// How many open at the same time.
-    pub openers: usize,
+    pub count: usize,
     /// As which user.
     pub uid: u32,
     /// How long.
@@ -102,7 +102,7 @@ impl Openers<'_> {
         command
             .args([COMMAND, &self.uid.to_string()])
             .arg(self.dir)
-            .args([self.files.to_string(), self.openers.to_string()])
+            .args([self.files.to_string(), self.count.to_string()])
             .arg(self.time.as_millis().to_string())
             .stdin(Stdio::null())
             .stderr(Stdio::inherit());
@@ -122,9 +122,9 @@ impl Openers<'_> {
         let files: Vec<PathBuf> = (0..self.files)
             .map(|number| self.dir.join(format!("{number}.txt")))
             .collect();
-        let warm = open_for(&files, self.openers, self.time / 10)?;
+        let warm = open_for(&files, self.count, self.time / 10)?;
         drop(warm);
-        let waits = Waits::of(open_for(&files, self.openers, self.time)?)?;
+        let waits = Waits::of(open_for(&files, self.count, self.time)?)?;
         println!("{}", waits.words());
         Ok(())
     }

@@ -218,7 +218,7 @@ impl Subject<'_> {
             all.extend(each(&Openers {
                 dir: &self.dir,
                 files: self.files.len(),
-                openers: *openers,
+                count: *openers,
                 uid: self.kind.uid,
                 time: stage.plan.waits_time,
             })?);
@@ -328,7 +328,7 @@ pub fn openers_as_child(
     let openers = Openers {
         dir,
         files,
-        openers,
+        count: openers,
         uid,
         time,
     };
