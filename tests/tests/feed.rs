@@ -378,7 +378,8 @@ fn a_control_group_is_left_out_though_its_openers_are_gone() {
         or_skip!(Group::new("told")),
         or_skip!(Group::new("told-not")),
     );
-    let bad: Vec<PathBuf> = (0..60)
+    // Few: to move a process into a group takes up to a second in a machine.
+    let bad: Vec<PathBuf> = (0..12)
         .map(|n| site.write(format!("bad{n:02}x"), &infected()))
         .collect();
     let settings = site.scratch().write(
@@ -398,7 +399,7 @@ fn a_control_group_is_left_out_though_its_openers_are_gone() {
     for (n, path) in bad.iter().enumerate().filter(|(n, _)| n % 2 == 0) {
         assert!(!is_reported(&agent, path), "opener {n} is excluded");
     }
-    assert_eq!(all(&agent)["excluded_process"], 30);
+    assert_eq!(all(&agent)["excluded_process"], 6);
 }
 
 #[test]
