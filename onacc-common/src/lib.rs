@@ -7,6 +7,7 @@
 #![cfg_attr(not(test), no_std)]
 
 pub mod filter;
+pub mod front;
 pub mod opens;
 
 /// Identity of an inode as the kernel itself names it.
@@ -142,7 +143,8 @@ impl DirtyRecord {
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Counter {
-    /// Dirtied inodes seen, on any filesystem.
+    /// Dirtied inodes seen, on any filesystem: the sum of [`Counter::OF_DIRTIED`],
+    /// which the agent forms. The programs do not raise it.
     Seen = 0,
     /// Dropped: not on a watched filesystem.
     OtherFilesystem = 1,
@@ -156,7 +158,8 @@ pub enum Counter {
     Reported = 5,
     /// Lost: the ring buffer was full. The agent answers with a flush of all marks.
     Lost = 6,
-    /// Opens seen, on any filesystem.
+    /// Opens seen that none of the counts below is for (prevention mode: they are
+    /// events). What the agent tells as seen is their sum.
     OpenSeen = 7,
     /// Dropped: not on a watched filesystem.
     OpenOtherFilesystem = 8,
@@ -219,6 +222,30 @@ impl Counter {
     ];
     /// How many there are: entries of the map.
     pub const COUNT: u32 = 22;
+    /// Each dirtied inode raises exactly one of these.
+    pub const OF_DIRTIED: [Counter; 6] = [
+        Counter::OtherFilesystem,
+        Counter::NotCached,
+        Counter::Unchanged,
+        Counter::AlreadyReported,
+        Counter::Reported,
+        Counter::Lost,
+    ];
+    /// Each open seen raises exactly one of these.
+    pub const OF_OPENS: [Counter; 12] = [
+        Counter::OpenSeen,
+        Counter::OpenOtherFilesystem,
+        Counter::OpenNotRegular,
+        Counter::OpenExempt,
+        Counter::OpenExcludedUid,
+        Counter::OpenTooLarge,
+        Counter::OpenEmpty,
+        Counter::OpenClean,
+        Counter::OpenOutside,
+        Counter::OpenReported,
+        Counter::OpenMissed,
+        Counter::OpenLost,
+    ];
 }
 
 /// Names of the globals that hold offsets of kernel fields, as the programs declare them.
@@ -261,6 +288,8 @@ pub mod globals {
     pub const CRED_EUID: &str = "OFF_CRED_EUID";
     /// `task_struct.real_parent`
     pub const TASK_PARENT: &str = "OFF_TASK_PARENT";
+    /// `task_struct.pid`
+    pub const TASK_PID: &str = "OFF_TASK_PID";
     /// `task_struct.tgid`
     pub const TASK_TGID: &str = "OFF_TASK_TGID";
     /// `task_struct.start_boottime`
@@ -271,14 +300,19 @@ pub mod globals {
     pub const FILES_FDT: &str = "OFF_FILES_FDT";
     /// `fdtable.fd`
     pub const FDT_FD: &str = "OFF_FDT_FD";
-    /// `fdtable.max_fds`
-    pub const FDT_MAX: &str = "OFF_FDT_MAX";
     /// `pt_regs.orig_ax` or `pt_regs.syscallno`
     pub const REGS_NUMBER: &str = "OFF_REGS_NUMBER";
     /// `linux_binprm.file`
     pub const BPRM_FILE: &str = "OFF_BPRM_FILE";
-    /// Numbers of the system calls that open a file.
-    pub const OPEN_CALLS: &str = "OPEN_CALLS";
+    /// Numbers of the system calls that open a file: globals of their own, so that
+    /// the commonest is compared first and the others are not loaded for it.
+    pub const OPEN_CALLS: [&str; 5] = [
+        "OPEN_CALL_0",
+        "OPEN_CALL_1",
+        "OPEN_CALL_2",
+        "OPEN_CALL_3",
+        "OPEN_CALL_4",
+    ];
     /// Bits of [`crate::wants`]: what the settings in force need of the hooks.
     pub const WANTS: &str = "WANTS";
 }

@@ -5,7 +5,6 @@
 use core::mem::MaybeUninit;
 
 use aya_ebpf::{Global, helpers::generated::bpf_probe_read_kernel};
-use onacc_common::ChangeTime;
 
 /// Declares the globals, one for each field.
 macro_rules! offsets {
@@ -37,6 +36,7 @@ offsets!(
     OFF_TASK_CRED,
     OFF_CRED_EUID,
     OFF_TASK_PARENT,
+    OFF_TASK_PID,
     OFF_TASK_TGID,
     OFF_TASK_START,
 );
@@ -85,24 +85,79 @@ pub fn read<T: Copy>(at: *const T) -> T {
     }
 }
 
-/// `s_dev` of the inode's superblock.
-#[inline(always)]
-pub fn dev<L: Load>(inode: *const u8) -> u32 {
-    let sb: *const u8 = L::load(inode, &OFF_INODE_SB);
-    L::load(sb, &OFF_SB_DEV)
+/// A structure of the kernel, by how its fields can be had.
+pub trait Fields {
+    /// A field of it.
+    fn load<T: Copy>(&self, offset: &Global<u64>) -> T;
+    /// A field of what one of its pointers leads to.
+    fn load_behind<T: Copy>(&self, pointer: &Global<u64>, offset: &Global<u64>) -> T;
 }
 
-/// The inode's number.
-#[inline(always)]
-pub fn ino<L: Load>(inode: *const u8) -> u64 {
-    L::load(inode, &OFF_INODE_INO)
+/// A structure whose type the verifier knows: an argument of a hook, and what it
+/// points to.
+pub struct Pointer(pub *const u8);
+
+impl Fields for Pointer {
+    #[inline(always)]
+    fn load<T: Copy>(&self, offset: &Global<u64>) -> T {
+        Typed::load(self.0, offset)
+    }
+
+    #[inline(always)]
+    fn load_behind<T: Copy>(&self, pointer: &Global<u64>, offset: &Global<u64>) -> T {
+        Typed::load(Typed::load(self.0, pointer), offset)
+    }
 }
 
-/// The inode's ctime.
-#[inline(always)]
-pub fn ctime<L: Load>(inode: *const u8) -> ChangeTime {
-    ChangeTime::new(
-        L::load::<i64>(inode, &OFF_INODE_CTIME_SEC),
-        L::load::<u32>(inode, &OFF_INODE_CTIME_NSEC),
-    )
+/// Room for the first bytes of a structure. A place of its own, so that they are
+/// never moved: the stack has 512 bytes.
+#[repr(C, align(8))]
+pub struct Room<const BYTES: usize>([MaybeUninit<u8>; BYTES]);
+
+impl<const BYTES: usize> Room<BYTES> {
+    /// Room with nothing in it.
+    #[inline(always)]
+    pub const fn new() -> Self {
+        Self([const { MaybeUninit::uninit() }; BYTES])
+    }
+
+    /// Copies what lies at `at`; zeros if that cannot be read.
+    #[inline(always)]
+    pub fn copy(&mut self, at: *const u8) -> Copied<'_, BYTES> {
+        // SAFETY: the helper checks the address, writes `BYTES` bytes and zeroes
+        // what it cannot read.
+        unsafe {
+            bpf_probe_read_kernel(self.0.as_mut_ptr().cast(), BYTES as u32, at.cast());
+        }
+        Copied { at, bytes: self }
+    }
+}
+
+/// A structure that was found in memory, where each field would cost a call: its
+/// first bytes were copied at once.
+pub struct Copied<'a, const BYTES: usize> {
+    at: *const u8,
+    bytes: &'a Room<BYTES>,
+}
+
+impl<const BYTES: usize> Fields for Copied<'_, BYTES> {
+    /// From the copy, if it reaches that far. The verifier knows the offset, so
+    /// that one way is left of the two.
+    #[inline(always)]
+    fn load<T: Copy>(&self, offset: &Global<u64>) -> T {
+        let offset = offset.load() as usize;
+        if offset > BYTES - size_of::<T>() {
+            return read(self.at.wrapping_add(offset).cast());
+        }
+        // SAFETY: the field lies within the copy, all of which was written; every
+        // `T` here is a number or a pointer, for which any bits are valid.
+        unsafe {
+            core::ptr::read_volatile(self.bytes.0.as_ptr().cast::<u8>().add(offset).cast::<T>())
+        }
+    }
+
+    #[inline(always)]
+    fn load_behind<T: Copy>(&self, pointer: &Global<u64>, offset: &Global<u64>) -> T {
+        Probed::load(self.load(pointer), offset)
+    }
 }

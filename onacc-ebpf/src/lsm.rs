@@ -6,17 +6,19 @@
 #![no_main]
 
 mod dirtied;
+mod inode;
 mod layout;
 mod maps;
 mod names;
+mod object;
 mod opens;
 mod task;
 
 use aya_ebpf::{
-    bindings::inode,
+    bindings,
     btf_maps::InodeStorage,
-    macros::{btf_map, btf_tracepoint, lsm},
-    programs::{BtfTracePointContext, LsmContext},
+    macros::{btf_map, lsm},
+    programs::LsmContext,
 };
 use onacc_common::{
     Counter, DeniedInode, epochs,
@@ -25,7 +27,7 @@ use onacc_common::{
     wants,
 };
 
-use crate::{layout::Typed, maps::Known, opens::File};
+use crate::{maps::Known, opens::OfHook};
 
 /// `-EPERM`: what fanotify's FAN_DENY gives, too.
 const REFUSED: i32 = -1;
@@ -34,25 +36,18 @@ const REFUSED: i32 = -1;
 #[btf_map]
 static DENIED: InodeStorage<DeniedInode> = InodeStorage::new();
 
-/// As in `main.rs`.
-#[btf_tracepoint(function = "writeback_mark_inode_dirty")]
-pub fn inode_dirtied(ctx: BtfTracePointContext) -> i32 {
-    dirtied::dirtied(ctx.arg(0));
-    0
-}
-
 /// `file_open(struct file *file)` (include/linux/lsm_hook_defs.h): every open
 /// and execution, before fanotify sees it. For notify-only mode.
 #[lsm(hook = "file_open")]
 pub fn file_told(ctx: LsmContext) -> i32 {
-    opens::told(&File::<Typed>::new(ctx.arg(0)));
+    opens::told(&OfHook::from_hook(ctx.arg(0)));
     0
 }
 
 /// As above, for prevention mode.
 #[lsm(hook = "file_open")]
 pub fn file_judged(ctx: LsmContext) -> i32 {
-    let file = File::<Typed>::new(ctx.arg(0));
+    let file = OfHook::from_hook(ctx.arg(0));
     if opens::wanted(wants::DENY)
         && let Some(signature) = infected(&file)
     {
@@ -72,7 +67,7 @@ pub fn mmap_file(ctx: LsmContext) -> i32 {
     if file.is_null() {
         return 0;
     }
-    let file = File::<Typed>::new(file);
+    let file = OfHook::from_hook(file);
     if let Some(signature) = infected(&file) {
         maps::count(Counter::DeniedMap);
         opens::tell(&file, Access::DeniedMap, signature);
@@ -84,11 +79,11 @@ pub fn mmap_file(ctx: LsmContext) -> i32 {
 /// The signature of a file that is known to be infected and not to be opened by
 /// this thread: it is unchanged, the verdict holds, nobody is excluded.
 #[inline(always)]
-fn infected(file: &File<Typed>) -> Option<u32> {
+fn infected(file: &OfHook) -> Option<u32> {
     if !maps::is_watched(file.dev()) {
         return None;
     }
-    let inode = file.inode.cast_mut().cast::<inode>();
+    let inode = file.inode.0.0.cast_mut().cast::<bindings::inode>();
     // SAFETY: the inode is the hook's own, alive while it runs.
     let entry = unsafe { DENIED.get_ptr_mut(inode) };
     if entry.is_null() {
@@ -109,14 +104,3 @@ fn infected(file: &File<Typed>) -> Option<u32> {
     }
     Some(entry.signature)
 }
-
-#[cfg(not(test))]
-#[panic_handler]
-fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
-    loop {}
-}
-
-// The kernel grants the helpers for GPL-compatible programs alone.
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

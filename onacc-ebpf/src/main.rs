@@ -9,9 +9,11 @@
 #![no_main]
 
 mod dirtied;
+mod inode;
 mod layout;
 mod maps;
 mod names;
+mod object;
 mod opens;
 mod syscalls;
 mod task;
@@ -23,30 +25,21 @@ use aya_ebpf::{
 
 use crate::{
     layout::{Load, Typed},
-    opens::File,
+    opens::{FileRoom, OfHook},
 };
-
-/// `writeback_mark_inode_dirty(struct inode *inode, int flags)`: fires before
-/// the change is visible, for a store through a shared mapping too
-/// (fs/fs-writeback.c, `__mark_inode_dirty`).
-#[btf_tracepoint(function = "writeback_mark_inode_dirty")]
-pub fn inode_dirtied(ctx: BtfTracePointContext) -> i32 {
-    dirtied::dirtied(ctx.arg(0));
-    0
-}
 
 /// `security_file_open(struct file *file)` (security/security.c): every open
 /// and execution, before fanotify sees it. For notify-only mode.
 #[fentry(function = "security_file_open")]
 pub fn file_told(ctx: FEntryContext) -> i32 {
-    opens::told(&File::<Typed>::new(ctx.arg(0)));
+    opens::told(&OfHook::from_hook(ctx.arg(0)));
     0
 }
 
 /// As above, for prevention mode.
 #[fentry(function = "security_file_open")]
 pub fn file_noted(ctx: FEntryContext) -> i32 {
-    opens::noted(&File::<Typed>::new(ctx.arg(0)));
+    opens::noted(&OfHook::from_hook(ctx.arg(0)));
     0
 }
 
@@ -56,7 +49,7 @@ pub fn file_noted(ctx: FEntryContext) -> i32 {
 #[btf_tracepoint(function = "sys_exit")]
 pub fn syscall_ended(ctx: BtfTracePointContext) -> i32 {
     if let Some(file) = syscalls::file_of(ctx.arg(0), ctx.arg(1)) {
-        opens::told(&file);
+        opens::told(&FileRoom::new().copy(file));
     }
     0
 }
@@ -67,17 +60,6 @@ pub fn syscall_ended(ctx: BtfTracePointContext) -> i32 {
 pub fn process_executed(ctx: BtfTracePointContext) -> i32 {
     let bprm: *const u8 = ctx.arg(2);
     let file: *const u8 = Typed::load(bprm, &syscalls::OFF_BPRM_FILE);
-    opens::told(&File::<Typed>::new(file));
+    opens::told(&OfHook::from_hook(file));
     0
 }
-
-#[cfg(not(test))]
-#[panic_handler]
-fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
-    loop {}
-}
-
-// The kernel grants the helpers for GPL-compatible programs alone.
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

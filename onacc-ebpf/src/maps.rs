@@ -8,6 +8,7 @@ use aya_ebpf::{
 use onacc_common::{
     CachedInode, Counter, DirKey, DirtyRecord, InodeKey, TAG_SLOTS, config, epochs,
     filter::{Filesystem, Tables},
+    front::{self, Front},
 };
 
 /// BPF_F_NO_PREALLOC (include/uapi/linux/bpf.h): memory for what is used alone.
@@ -41,6 +42,9 @@ static EXEMPT: HashMap<u32, u8> = HashMap::with_max_entries(64, 0);
 /// Directories out of scope, each with the epoch in which that was found.
 #[map]
 static OUTSIDE: HashMap<DirKey, u64> = HashMap::with_max_entries(65536, NO_PREALLOC);
+/// What stands before `WATCHED`, `EXEMPT` and `EXCLUDED`.
+#[map]
+static FRONTS: Array<u64> = Array::with_max_entries(Front::ALL_SLOTS, MMAPABLE);
 /// Settings, by `config`.
 #[map]
 static CONFIG: Array<u64> = Array::with_max_entries(config::COUNT, 0);
@@ -64,10 +68,21 @@ pub fn count(counter: Counter) {
     }
 }
 
+/// What the front of a table says of a key.
+#[inline(always)]
+fn front(which: Front, key: u32) -> front::Found {
+    match FRONTS.get_ptr(which.index(key)) {
+        // SAFETY: the map lives as long as the program; one aligned word, which
+        // the agent writes as a whole.
+        Some(slot) => front::look(unsafe { slot.read_volatile() }, key),
+        None => front::Found::Ask,
+    }
+}
+
 /// Whether a filesystem is watched.
 #[inline(always)]
 pub fn is_watched(dev: u32) -> bool {
-    WATCHED.get_ptr(&dev).is_some()
+    Known.filesystem(dev).is_some()
 }
 
 /// The entry of an inode that was found clean.
@@ -115,19 +130,33 @@ pub struct Known;
 impl Tables for Known {
     #[inline(always)]
     fn filesystem(&self, dev: u32) -> Option<Filesystem> {
-        // SAFETY: entries are replaced as a whole, one word each.
-        let value = unsafe { WATCHED.get(&dev) }?;
-        Some(Filesystem(*value))
+        match front(Front::Filesystems, dev) {
+            front::Found::No => None,
+            front::Found::Yes(value) => Some(Filesystem(value)),
+            front::Found::Ask => {
+                // SAFETY: entries are replaced as a whole, one word each.
+                let value = unsafe { WATCHED.get(&dev) }?;
+                Some(Filesystem(*value))
+            }
+        }
     }
 
     #[inline(always)]
     fn is_exempt(&self, process: u32) -> bool {
-        EXEMPT.get_ptr(&process).is_some()
+        match front(Front::Exempt, process) {
+            front::Found::No => false,
+            front::Found::Yes(_) => true,
+            front::Found::Ask => EXEMPT.get_ptr(&process).is_some(),
+        }
     }
 
     #[inline(always)]
     fn is_excluded(&self, euid: u32) -> bool {
-        EXCLUDED.get_ptr(&euid).is_some()
+        match front(Front::Excluded, euid) {
+            front::Found::No => false,
+            front::Found::Yes(_) => true,
+            front::Found::Ask => EXCLUDED.get_ptr(&euid).is_some(),
+        }
     }
 
     #[inline(always)]

@@ -18,10 +18,10 @@ use onacc_common::{
 };
 
 use crate::{
+    inode::Inode,
     layout::{
-        self, Load, OFF_DENTRY_INODE, OFF_DENTRY_PARENT, OFF_FILE_DENTRY, OFF_FILE_FLAGS,
-        OFF_FILE_INODE, OFF_FILE_MODE, OFF_INODE_GENERATION, OFF_INODE_MODE, OFF_INODE_SIZE,
-        Probed,
+        Copied, Fields, Load, OFF_DENTRY_INODE, OFF_DENTRY_PARENT, OFF_FILE_DENTRY, OFF_FILE_FLAGS,
+        OFF_FILE_INODE, OFF_FILE_MODE, OFF_INODE_GENERATION, OFF_INODE_INO, Pointer, Probed, Room,
     },
     maps::{self, Known},
     names, task,
@@ -44,75 +44,111 @@ pub fn wanted(bit: u32) -> bool {
     WANTS.load() & bit != 0
 }
 
-/// A file that is being opened, its fields loaded as `L` does.
-pub struct File<L: Load> {
-    file: *const u8,
-    /// The inode.
-    pub inode: *const u8,
-    how: core::marker::PhantomData<L>,
+/// A file that is being opened: a `struct file`, and its inode.
+pub struct File<F: Fields, I: Fields> {
+    file: F,
+    /// Its inode.
+    pub inode: Inode<I>,
+    /// `s_dev` of its superblock, which every open is asked for.
+    dev: u32,
 }
 
-impl<L: Load> File<L> {
-    /// `file` is a `struct file`.
+/// A file that a hook delivers.
+pub type OfHook = File<Pointer, Pointer>;
+/// A file that was found in memory.
+pub type Found<'a> = File<Copied<'a, 80>, Copied<'a, 136>>;
+
+/// Room for it: so many bytes hold the fields that are needed of every file, and
+/// of an inode those from `i_mode` to the ctime, on 6.1 to 6.18.
+pub struct FileRoom {
+    file: Room<80>,
+    inode: Room<136>,
+}
+
+impl FileRoom {
+    /// Room with nothing in it.
     #[inline(always)]
-    pub fn new(file: *const u8) -> Self {
+    pub const fn new() -> Self {
         Self {
+            file: Room::new(),
+            inode: Room::new(),
+        }
+    }
+
+    /// The `struct file` at `file`.
+    #[inline(always)]
+    pub fn copy(&mut self, file: *const u8) -> Found<'_> {
+        let file = self.file.copy(file);
+        let inode = self.inode.copy(file.load(&OFF_FILE_INODE));
+        File::new(file, inode)
+    }
+}
+
+impl OfHook {
+    /// `file` is a `struct file` that the verifier knows as such.
+    #[inline(always)]
+    pub fn from_hook(file: *const u8) -> Self {
+        let file = Pointer(file);
+        let inode = Pointer(file.load(&OFF_FILE_INODE));
+        Self::new(file, inode)
+    }
+}
+
+impl<F: Fields, I: Fields> File<F, I> {
+    #[inline(always)]
+    fn new(file: F, inode: I) -> Self {
+        let inode = Inode(inode);
+        Self {
+            dev: inode.dev(),
             file,
-            inode: L::load(file, &OFF_FILE_INODE),
-            how: core::marker::PhantomData,
+            inode,
         }
     }
 
     #[inline(always)]
-    fn generation(&self) -> u32 {
-        L::load(self.inode, &OFF_INODE_GENERATION)
+    fn dentry(&self) -> *const u8 {
+        self.file.load(&OFF_FILE_DENTRY)
     }
 
     #[inline(always)]
-    fn dentry(&self) -> *const u8 {
-        L::load(self.file, &OFF_FILE_DENTRY)
+    fn mode(&self) -> u32 {
+        self.file.load(&OFF_FILE_MODE)
     }
 
     #[inline(always)]
     fn is_exec(&self) -> bool {
-        L::load::<u32>(self.file, &OFF_FILE_FLAGS) & FLAG_EXEC != 0
-    }
-
-    #[inline(always)]
-    fn is_for_writing(&self) -> bool {
-        L::load::<u32>(self.file, &OFF_FILE_MODE) & MODE_WRITE != 0
+        self.file.load::<u32>(&OFF_FILE_FLAGS) & FLAG_EXEC != 0
     }
 }
 
-impl<L: Load> Opened for File<L> {
+impl<F: Fields, I: Fields> Opened for File<F, I> {
     #[inline(always)]
     fn dev(&self) -> u32 {
-        layout::dev::<L>(self.inode)
+        self.dev
     }
 
     #[inline(always)]
     fn is_regular(&self) -> bool {
-        L::load::<u16>(self.inode, &OFF_INODE_MODE) & 0o170_000 == 0o100_000
-            && L::load::<u32>(self.file, &OFF_FILE_MODE) & MODE_PATH == 0
+        self.inode.is_regular() && self.mode() & MODE_PATH == 0
     }
 
     #[inline(always)]
     fn key(&self) -> InodeKey {
         InodeKey {
-            dev: self.dev(),
+            dev: self.dev,
             zero: 0,
-            ino: layout::ino::<L>(self.inode),
+            ino: self.inode.number(),
         }
     }
 
     #[inline(always)]
     fn size(&self) -> u64 {
-        L::load(self.inode, &OFF_INODE_SIZE)
+        self.inode.size()
     }
 
     #[inline(always)]
     fn changed(&self) -> ChangeTime {
-        layout::ctime::<L>(self.inode)
+        self.inode.changed()
     }
 
     #[inline(always)]
@@ -121,9 +157,9 @@ impl<L: Load> Opened for File<L> {
         let inode: *const u8 = Probed::load(parent, &OFF_DENTRY_INODE);
         DirKey {
             key: InodeKey {
-                dev: self.dev(),
+                dev: self.dev,
                 zero: 0,
-                ino: layout::ino::<Probed>(inode),
+                ino: Probed::load(inode, &OFF_INODE_INO),
             },
             generation: Probed::load(inode, &OFF_INODE_GENERATION),
             zero: 0,
@@ -132,7 +168,7 @@ impl<L: Load> Opened for File<L> {
 
     #[inline(always)]
     fn process(&self) -> u32 {
-        task::ids().1
+        task::process()
     }
 
     #[inline(always)]
@@ -148,10 +184,9 @@ impl<L: Load> Opened for File<L> {
 
 /// Tells the agent of an open that needs a look.
 #[inline(always)]
-pub fn told<L: Load>(file: &File<L>) {
-    maps::count(Counter::OpenSeen);
+pub fn told<F: Fields, I: Fields>(file: &File<F, I>) {
     if wanted(wants::EXECUTIONS_ALONE) && !file.is_exec() {
-        return;
+        return maps::count(Counter::OpenSeen);
     }
     let verdict = judge_open(file, &Known);
     if matches!(verdict, Counter::OpenReported) {
@@ -168,13 +203,13 @@ pub fn told<L: Load>(file: &File<L>) {
 
 /// What prevention mode needs of an open besides the permission event.
 #[inline(always)]
-pub fn noted<L: Load>(file: &File<L>) {
+pub fn noted<F: Fields, I: Fields>(file: &File<F, I>) {
     maps::count(Counter::OpenSeen);
-    if wanted(wants::TAGS) && maps::is_watched(file.dev()) {
-        let tid = task::ids().0;
+    if wanted(wants::TAGS) && maps::is_watched(file.dev) {
+        let tid = task::thread();
         maps::leave_tag(tid, tag(tid, task::euid()));
     }
-    if wanted(wants::WRITES) && file.is_for_writing() {
+    if wanted(wants::WRITES) && file.mode() & MODE_WRITE != 0 {
         end_clean_mark(file);
     }
 }
@@ -182,7 +217,7 @@ pub fn noted<L: Load>(file: &File<L>) {
 /// A file with a clean mark is opened for writing: what is stored through a
 /// mapping might never be seen, so the mark goes now.
 #[inline(always)]
-fn end_clean_mark<L: Load>(file: &File<L>) {
+fn end_clean_mark<F: Fields, I: Fields>(file: &File<F, I>) {
     let key = file.key();
     if !maps::is_watched(key.dev) {
         return;
@@ -222,17 +257,17 @@ struct Record<const CAP: usize> {
 /// Tells the agent. The record is as long as the names need, in two sizes:
 /// the kernel wants to know it beforehand.
 #[inline(always)]
-pub fn tell<L: Load>(file: &File<L>, access: Access, signature: u32) {
+pub fn tell<F: Fields, I: Fields>(file: &File<F, I>, access: Access, signature: u32) {
     let written = match names::measure(file.dentry()) {
-        Some(0..=256) => write_record::<L, 256>(file, access, signature),
-        _ => write_record::<L, MAX_NAMES>(file, access, signature),
+        Some(0..=256) => write_record::<F, I, 256>(file, access, signature),
+        _ => write_record::<F, I, MAX_NAMES>(file, access, signature),
     };
     maps::count(if written {
         Counter::OpenReported
     } else if maps::note_missed(
         &DirKey {
             key: file.key(),
-            generation: file.generation(),
+            generation: file.inode.generation(),
             zero: 0,
         },
         task::euid(),
@@ -244,12 +279,15 @@ pub fn tell<L: Load>(file: &File<L>, access: Access, signature: u32) {
 }
 
 #[inline(always)]
-fn write_record<L: Load, const CAP: usize>(file: &File<L>, access: Access, signature: u32) -> bool {
+fn write_record<F: Fields, I: Fields, const CAP: usize>(
+    file: &File<F, I>,
+    access: Access,
+    signature: u32,
+) -> bool {
     let Some(mut entry) = maps::open_record::<Record<CAP>>() else {
         return false;
     };
     let record = entry.as_mut_ptr();
-    let (tid, tgid) = task::ids();
     // SAFETY: the reserved memory is a `Record<CAP>`; every field of the header
     // is written before it is submitted, and of the names those that count.
     unsafe {
@@ -262,12 +300,12 @@ fn write_record<L: Load, const CAP: usize>(file: &File<L>, access: Access, signa
                 names_len,
                 key: file.key(),
                 directory: file.directory(),
-                generation: file.generation(),
+                generation: file.inode.generation(),
                 cut: u32::from(!whole),
                 changed: file.changed(),
                 size: file.size(),
-                tid,
-                tgid,
+                tid: task::thread(),
+                tgid: task::process(),
                 uid: bpf_get_current_uid_gid() as u32,
                 euid: task::euid(),
                 cgroup: bpf_get_current_cgroup_id(),

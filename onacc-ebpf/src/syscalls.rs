@@ -7,8 +7,7 @@
 use aya_ebpf::Global;
 
 use crate::{
-    layout::{Load, Probed, Typed, read},
-    opens::File,
+    layout::{Load, Typed, read},
     task,
 };
 
@@ -27,38 +26,46 @@ static OFF_FILES_FDT: Global<u64> = Global::new(0);
 /// `struct fdtable.fd`
 #[unsafe(no_mangle)]
 static OFF_FDT_FD: Global<u64> = Global::new(0);
-/// `struct fdtable.max_fds`
-#[unsafe(no_mangle)]
-static OFF_FDT_MAX: Global<u64> = Global::new(0);
 /// Numbers of `openat`, `openat2`, `open_by_handle_at`, `open`, `creat`; those
 /// that an architecture lacks are never met.
-#[unsafe(no_mangle)]
-static OPEN_CALLS: Global<[u32; 5]> = Global::new([u32::MAX; 5]);
+macro_rules! open_calls {
+    ($($name:ident),+) => {
+        $(
+            #[unsafe(no_mangle)]
+            static $name: Global<u32> = Global::new(u32::MAX);
+        )+
 
-/// The file that the system call has opened.
+        /// Whether a system call opens files.
+        #[inline(always)]
+        fn opens(number: u32) -> bool {
+            $(number == $name.load())||+
+        }
+    };
+}
+
+open_calls!(
+    OPEN_CALL_0,
+    OPEN_CALL_1,
+    OPEN_CALL_2,
+    OPEN_CALL_3,
+    OPEN_CALL_4
+);
+
+/// The `struct file` that the system call has opened.
 #[inline(always)]
-pub fn file_of(regs: *const u8, returned: i64) -> Option<File<Probed>> {
+pub fn file_of(regs: *const u8, returned: i64) -> Option<*const u8> {
     let number: u64 = Typed::load(regs, &OFF_REGS_NUMBER);
-    let number = number as u32;
-    let calls = OPEN_CALLS.load();
-    if number != calls[0]
-        && number != calls[1]
-        && number != calls[2]
-        && number != calls[3]
-        && number != calls[4]
-    {
+    if !opens(number as u32) {
         return None;
     }
     if returned < 0 {
         return None;
     }
     let files: *const u8 = Typed::load(task::current(), &OFF_TASK_FILES);
-    let table: *const u8 = Probed::load(files, &OFF_FILES_FDT);
-    if returned >= i64::from(Probed::load::<u32>(table, &OFF_FDT_MAX)) {
-        return None;
-    }
-    let slots: *const u8 = Probed::load(table, &OFF_FDT_FD);
+    // A table only ever grows: the descriptor that was just returned is in it.
+    let table: *const u8 = Typed::load(files, &OFF_FILES_FDT);
+    let slots: *const u8 = Typed::load(table, &OFF_FDT_FD);
     let slot = slots.wrapping_add(returned as usize * size_of::<usize>());
     let file: *const u8 = read(slot.cast());
-    (!file.is_null()).then(|| File::new(file))
+    (!file.is_null()).then_some(file)
 }

@@ -3,11 +3,11 @@
 //! Must not: follow a pointer for which the verifier has no type, or walk
 //! without a bound.
 
-use aya_ebpf::helpers::{bpf_get_current_pid_tgid, generated::bpf_get_current_task_btf};
+use aya_ebpf::helpers::generated::bpf_get_current_task_btf;
 
 use crate::layout::{
-    Load, OFF_CRED_EUID, OFF_TASK_CRED, OFF_TASK_PARENT, OFF_TASK_START, OFF_TASK_TGID, Probed,
-    Typed,
+    Load, OFF_CRED_EUID, OFF_TASK_CRED, OFF_TASK_PARENT, OFF_TASK_PID, OFF_TASK_START,
+    OFF_TASK_TGID, Probed, Typed,
 };
 
 /// Processes above the opener that are looked at.
@@ -20,11 +20,16 @@ pub fn current() -> *const u8 {
     unsafe { bpf_get_current_task_btf() }.cast_const().cast()
 }
 
-/// Thread id and process id, as the first pid namespace numbers them.
+/// The thread's id, as the first pid namespace numbers it.
 #[inline(always)]
-pub fn ids() -> (u32, u32) {
-    let both = bpf_get_current_pid_tgid();
-    (both as u32, (both >> 32) as u32)
+pub fn thread() -> u32 {
+    Typed::load(current(), &OFF_TASK_PID)
+}
+
+/// The id of its process, likewise.
+#[inline(always)]
+pub fn process() -> u32 {
+    Typed::load(current(), &OFF_TASK_TGID)
 }
 
 /// The current thread's effective uid in the first user namespace.

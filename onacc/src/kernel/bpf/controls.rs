@@ -6,33 +6,33 @@
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use aya::maps::{Array, HashMap, MapData, MapError};
+use aya::maps::{Array, MapData, MapError};
 use onacc_common::config;
 use onacc_common::filter::Filesystem;
+
+use super::fronted::Fronted;
 
 /// The maps behind the filter's settings; clones share them.
 #[derive(Clone)]
 pub struct Controls(Arc<Mutex<Maps>>);
 
 struct Maps {
-    watched: HashMap<MapData, u32, u32>,
-    excluded: HashMap<MapData, u32, u8>,
-    present: HashSet<u32>,
-    exempt: HashMap<MapData, u32, u8>,
+    watched: Fronted<u32>,
+    excluded: Fronted<u8>,
+    exempt: Fronted<u8>,
     config: Array<MapData, u64>,
 }
 
 impl Controls {
     pub(super) fn new(
-        watched: HashMap<MapData, u32, u32>,
-        excluded: HashMap<MapData, u32, u8>,
-        exempt: HashMap<MapData, u32, u8>,
+        watched: Fronted<u32>,
+        excluded: Fronted<u8>,
+        exempt: Fronted<u8>,
         config: Array<MapData, u64>,
     ) -> Self {
         Self(Arc::new(Mutex::new(Maps {
             watched,
             excluded,
-            present: HashSet::new(),
             exempt,
             config,
         })))
@@ -46,7 +46,7 @@ impl Controls {
     /// The map is full, or the kernel refused: no file there may carry a clean
     /// mark, and opens there are not told.
     pub fn watch(&self, dev: u32, what: Filesystem) -> Result<(), MapError> {
-        self.lock().watched.insert(dev, what.0, 0)
+        self.lock().watched.insert(dev, what.0)
     }
 
     /// Opens by these effective uids, and by no others, are dropped from now on.
@@ -58,15 +58,12 @@ impl Controls {
     pub fn exclude(&self, uids: &[u32]) -> Result<(), MapError> {
         let mut maps = self.lock();
         let wanted: HashSet<u32> = uids.iter().copied().collect();
-        let gone: Vec<u32> = maps.present.difference(&wanted).copied().collect();
-        for uid in gone {
-            maps.excluded.remove(&uid)?;
-            maps.present.remove(&uid);
+        let present: HashSet<u32> = maps.excluded.keys().collect();
+        for uid in present.difference(&wanted) {
+            maps.excluded.remove(*uid)?;
         }
-        let new: Vec<u32> = wanted.difference(&maps.present).copied().collect();
-        for uid in new {
-            maps.excluded.insert(uid, 1, 0)?;
-            maps.present.insert(uid);
+        for uid in wanted.difference(&present) {
+            maps.excluded.insert(*uid, 1)?;
         }
         Ok(())
     }
@@ -76,7 +73,7 @@ impl Controls {
     /// # Errors
     /// The kernel refused.
     pub fn exempt(&self, process: u32) -> Result<(), MapError> {
-        self.lock().exempt.insert(process, 1, 0)
+        self.lock().exempt.insert(process, 1)
     }
 
     /// The process is gone, or is no clamd any more.
@@ -84,10 +81,7 @@ impl Controls {
     /// # Errors
     /// The kernel refused.
     pub fn no_longer_exempt(&self, process: u32) -> Result<(), MapError> {
-        match self.lock().exempt.remove(&process) {
-            Err(MapError::KeyNotFound) => Ok(()),
-            other => other,
-        }
+        self.lock().exempt.remove(process)
     }
 
     /// Larger files are not told.

@@ -14,11 +14,14 @@ use std::thread;
 use aya::maps::{Array, HashMap, InodeStorage, Map, MapError, PerCpuArray, RingBuf};
 use aya::programs::{BtfTracePoint, FEntry, Lsm, ProgramError};
 use aya::{Ebpf, EbpfLoader};
+use onacc_common::front::Front;
 use onacc_common::{Counter, TAG_SLOTS, globals, wants};
 
 use super::controls::Controls;
 use super::denied::Denied;
 use super::feed::OpenFeed;
+use super::fronted::Fronted;
+use super::mapped::MappedArray;
 use super::offsets::{self, OPEN_CALLS, Offsets};
 use super::outside::Outside;
 use super::tags::Tags;
@@ -233,7 +236,9 @@ pub fn load(request: &Request) -> Result<Loaded, BpfError> {
         // An object lacks the globals of what it has no program for.
         object_files.override_global(name, offset, false);
     }
-    object_files.override_global(globals::OPEN_CALLS, &OPEN_CALLS, false);
+    for (name, number) in globals::OPEN_CALLS.into_iter().zip(&OPEN_CALLS) {
+        object_files.override_global(name, number, false);
+    }
     object_files.map_max_entries("CACHED", request.capacity);
     object_files.map_max_entries("WATCHED", FILESYSTEMS);
     object_files.map_max_entries("EXCLUDED", request.excluded.max(1));
@@ -388,11 +393,15 @@ fn parts(mut programs: Ebpf, (tier, wanted): (Option<OpenTier>, u32)) -> Result<
     } else {
         None
     };
+    let fronts = Arc::new(MappedArray::new(take("FRONTS")?, Front::ALL_SLOTS)?);
+    let excluded = HashMap::try_from(take("EXCLUDED")?).map_err(map_error)?;
+    let exempt = HashMap::try_from(take("EXEMPT")?).map_err(map_error)?;
+    let watched = HashMap::try_from(take("WATCHED")?).map_err(map_error)?;
     Ok(Loaded {
         controls: Controls::new(
-            HashMap::try_from(take("WATCHED")?).map_err(map_error)?,
-            HashMap::try_from(take("EXCLUDED")?).map_err(map_error)?,
-            HashMap::try_from(take("EXEMPT")?).map_err(map_error)?,
+            Fronted::new(watched, &fronts, Front::Filesystems),
+            Fronted::new(excluded, &fronts, Front::Excluded),
+            Fronted::new(exempt, &fronts, Front::Exempt),
             Array::try_from(take("CONFIG")?).map_err(map_error)?,
         ),
         plane: FilterPlane {

@@ -11,7 +11,9 @@
 mod controls;
 mod denied;
 mod feed;
+mod fronted;
 mod load;
+mod mapped;
 mod offsets;
 mod outside;
 mod tags;
@@ -102,6 +104,15 @@ impl FilterCounters {
     /// # Errors
     /// A failed map look-up.
     pub fn get(&self, counter: Counter) -> Result<u64, MapError> {
+        let sum = |counters: &[Counter]| counters.iter().map(|counter| self.raised(*counter)).sum();
+        match counter {
+            Counter::Seen => sum(&Counter::OF_DIRTIED),
+            Counter::OpenSeen => sum(&Counter::OF_OPENS),
+            counter => self.raised(counter),
+        }
+    }
+
+    fn raised(&self, counter: Counter) -> Result<u64, MapError> {
         let values = self.0.get(&(counter as u32), 0)?;
         Ok(values.iter().sum())
     }

@@ -61,6 +61,7 @@ pub fn of_opens(btf: &Btf<'_>) -> Result<Offsets, BtfError> {
             globals::TASK_PARENT,
             btf.offset("task_struct", &["real_parent"])?,
         ),
+        (globals::TASK_PID, btf.offset("task_struct", &["pid"])?),
         (globals::TASK_TGID, btf.offset("task_struct", &["tgid"])?),
         (
             globals::TASK_START,
@@ -78,7 +79,6 @@ pub fn of_syscalls(btf: &Btf<'_>) -> Result<Offsets, BtfError> {
         (globals::TASK_FILES, btf.offset("task_struct", &["files"])?),
         (globals::FILES_FDT, btf.offset("files_struct", &["fdt"])?),
         (globals::FDT_FD, btf.offset("fdtable", &["fd"])?),
-        (globals::FDT_MAX, btf.offset("fdtable", &["max_fds"])?),
         (
             globals::REGS_NUMBER,
             btf.offset_of_any("pt_regs", &[&["orig_ax"], &["syscallno"]])?,

@@ -172,6 +172,7 @@ fn everything() -> Option<Loaded> {
         .try_init();
     let wanted = Request {
         wants: wants::OPENS | wants::TAGS | wants::DENY | wants::WRITES,
+        excluded: 4,
         ..MARKS_ALONE
     };
     match load(&wanted) {
@@ -309,6 +310,43 @@ fn an_open_is_told_with_its_names_and_dropped_for_each_reason() {
     assert!(cat_as(4711, &path));
     assert_eq!(told_of(feed, stat.key).len(), 1);
     assert!(counters.get(Counter::OpenReported).unwrap() >= 3);
+}
+
+/// Uids that share a slot of the front, so that the map behind it is asked.
+#[test]
+fn excluded_uids_that_share_a_slot_are_told_apart() {
+    use onacc_common::front::slot;
+    let Some(mut loaded) = everything() else {
+        return;
+    };
+    let same: Vec<u32> = (4711..100_000)
+        .filter(|uid| slot(*uid) == slot(4711))
+        .take(3)
+        .collect();
+    let (dir, path, stat) = scene();
+    let open_to_all = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(dir.path(), open_to_all).unwrap();
+    loaded.controls.set_max_file_size(u64::MAX).unwrap();
+    loaded
+        .controls
+        .watch(stat.key.dev, Filesystem(Filesystem::KEYED))
+        .unwrap();
+    let feed = loaded.feed.as_mut().unwrap();
+    let mut told = |excluded: &[u32]| {
+        loaded.controls.exclude(excluded).unwrap();
+        same.iter()
+            .map(|uid| {
+                assert!(cat_as(*uid, &path));
+                told_of(feed, stat.key).len()
+            })
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(told(&[]), [1, 1, 1]);
+    assert_eq!(told(&same[..1]), [0, 1, 1]);
+    assert_eq!(told(&same[..2]), [0, 0, 1]);
+    assert_eq!(told(&same[1..]), [1, 0, 0]);
+    assert_eq!(told(&same[2..]), [1, 1, 0]);
+    assert_eq!(told(&[]), [1, 1, 1]);
 }
 
 #[test]
