@@ -79,7 +79,7 @@ pub const fn look(slot: u64, key: u32) -> Found {
     } else if slot == SEVERAL {
         Found::Ask
     } else if (slot >> 32) as u32 == key {
-        Found::Yes(slot as u32 >> 2)
+        Found::Yes(((slot & 0xffff_ffff) >> 2) as u32)
     } else {
         Found::No
     }
