@@ -19,6 +19,7 @@ mod json;
 mod large_files;
 mod machine;
 mod memory;
+mod minimal_agent;
 mod notify_only;
 mod openers;
 mod opens;

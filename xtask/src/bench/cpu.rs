@@ -4,9 +4,12 @@
 
 use std::{collections::BTreeMap, fs, path::Path, time::Duration};
 
-use nix::sys::{
-    resource::{UsageWho, getrusage},
-    time::TimeValLike as _,
+use nix::{
+    sys::{
+        resource::{UsageWho, getrusage},
+        time::TimeValLike as _,
+    },
+    unistd::Pid,
 };
 
 use crate::shell::Result;
@@ -51,6 +54,13 @@ impl CpuTimes {
             now.ran.saturating_sub(old.ran)
         });
         Duration::from_nanos(spent.sum())
+    }
+
+    /// Of one thread of this process.
+    pub fn of_one(thread: Pid) -> Result<Self> {
+        let dir = format!("/proc/self/task/{thread}");
+        let times = of_thread(Path::new(&dir)).ok_or_else(|| format!("{dir}: no such thread"))?;
+        Ok(Self(BTreeMap::from([times])))
     }
 
     /// What fell to each of `count` since an earlier look, thread by thread: time

@@ -106,7 +106,8 @@ impl Drop for Floor {
     }
 }
 
-fn c_path(path: &Path) -> Result<CString> {
+/// A path for a system call.
+pub fn c_path(path: &Path) -> Result<CString> {
     CString::new(path.as_os_str().as_bytes())
         .map_err(|error| format!("{}: {error}", path.display()))
 }
@@ -132,14 +133,17 @@ fn answer_all(group: &ContentGroup, stop: &AtomicBool) -> Result<u64> {
     Ok(answered)
 }
 
-/// What the loop needs of `struct fanotify_event_metadata`.
-struct Event {
-    length: usize,
-    fd: i32,
+/// What such a loop needs of `struct fanotify_event_metadata`.
+pub struct Event {
+    /// Of the whole event.
+    pub length: usize,
+    /// The opened file.
+    pub fd: i32,
 }
 
 impl Event {
-    fn parse(bytes: &[u8]) -> Option<Self> {
+    /// The first event in these bytes.
+    pub fn parse(bytes: &[u8]) -> Option<Self> {
         let length = u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?);
         let length = usize::try_from(length).ok()?;
         let fd = i32::from_ne_bytes(bytes.get(16..20)?.try_into().ok()?);

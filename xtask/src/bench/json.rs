@@ -71,6 +71,7 @@ fn row_value(row: &Row) -> String {
     };
     format!(
         "{{\"name\": {}, \"unit\": {}, \"baseline_is\": {}, \"baseline\": {}, \"marks_alone\": {}, \
+         \"minimal_agent\": {}, \
          \"onacc\": {}, \"clamonacc\": {}, \"ratio\": {}, \"goal\": {goal}, \"met\": {met}, \
          \"place\": {place}}}",
         string(&row.name),
@@ -78,6 +79,7 @@ fn row_value(row: &Row) -> String {
         string(row.baseline),
         cell_value(row.cell(Column::Baseline)),
         cell_value(row.cell(Column::MarksAlone)),
+        cell_value(row.cell(Column::MinimalAgent)),
         cell_value(row.cell(Column::Onacc)),
         cell_value(row.cell(Column::Clamonacc)),
         optional(row.ratio()),

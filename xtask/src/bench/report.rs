@@ -125,6 +125,17 @@ pub fn table(rows: &[Row]) -> String {
                 row.name
             );
         }
+        if let Some(ratio) = row.compared(Column::MinimalAgent, Column::Baseline) {
+            let shown = cell_shown(row.unit, row.cell(Column::MinimalAgent));
+            let onacc = row.compared(Column::Onacc, Column::MinimalAgent);
+            let onacc = onacc.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}"));
+            let _ = writeln!(
+                text,
+                "  {}: a minimal agent, which scans and does nothing else: {shown}, \
+                 ratio {ratio:.2}; onacc to it {onacc}",
+                row.name
+            );
+        }
         for (column, name) in row.columns() {
             for note in &row.cell(column).notes {
                 let _ = writeln!(text, "  {}: {name}: {note}", row.name);

@@ -17,6 +17,9 @@ pub enum Column {
     /// With the marks that the kernel needs for it, and no agent behind them: no
     /// agent can do better this way.
     MarksAlone,
+    /// With an agent that has each open scanned and does nothing else: no agent
+    /// that does more can be faster.
+    MinimalAgent,
 }
 
 /// What numbers count.
@@ -138,7 +141,7 @@ pub struct Row {
     pub goal: Option<Goal>,
     /// Where it stands in a curve.
     pub place: Option<Place>,
-    cells: [Cell; 4],
+    cells: [Cell; 5],
 }
 
 impl From<f64> for Reading {
@@ -247,10 +250,11 @@ impl Row {
     }
 
     /// All columns and their names.
-    pub fn columns(&self) -> [(Column, &'static str); 4] {
+    pub fn columns(&self) -> [(Column, &'static str); 5] {
         [
             (Column::Baseline, self.baseline),
             (Column::MarksAlone, "marks alone"),
+            (Column::MinimalAgent, "minimal agent"),
             (Column::Onacc, "onacc"),
             (Column::Clamonacc, "clamonacc"),
         ]
