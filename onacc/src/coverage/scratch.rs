@@ -11,7 +11,7 @@ use std::sync::Arc;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 
-use crate::kernel::fanotify::{Answer, FdBudget, Group, PendingEvent, ReadBuffer};
+use crate::kernel::fanotify::{Answer, FdBudget, Group, PendingEvent, ReadBuffer, Taken};
 use crate::kernel::file;
 use crate::kernel::mounts::MountTable;
 
@@ -120,7 +120,7 @@ pub fn told(group: &Arc<Group>) -> BTreeSet<PathBuf> {
     while group
         .read(&mut buffer, (&budget, Answer::Allow), &mut each)
         .unwrap()
-        > 0
+        == Taken::Full
     {}
     seen
 }

@@ -18,7 +18,9 @@ use super::place::Placer;
 use super::processes;
 use crate::coverage::keeper::{CleanFile, KeeperMessage};
 use crate::kernel::bpf::Tags;
-use crate::kernel::fanotify::{Answer, FdBudget, Group, PendingEvent, ReadBuffer, ReadError};
+use crate::kernel::fanotify::{
+    Answer, FdBudget, Group, PendingEvent, ReadBuffer, ReadError, Taken,
+};
 use crate::kernel::file::{self, FileStat};
 use crate::kernel::handle::FileHandle;
 use crate::kernel::process;
@@ -131,14 +133,16 @@ impl Reader {
                     Control::Stop => return Ok(()),
                 }
             }
-            let had_room = self.links.budget.room() > 0;
-            if self.read_batch(&mut buffer)? == 0 {
-                self.rest(had_room);
+            // What was all is not read again to see that nothing is left: most
+            // events come alone, and poll(2) tells of the next.
+            match self.read_batch(&mut buffer)? {
+                Taken::Full => {}
+                taken => self.rest(taken),
             }
         }
     }
 
-    fn read_batch(&mut self, buffer: &mut ReadBuffer) -> Result<usize, ReadError> {
+    fn read_batch(&mut self, buffer: &mut ReadBuffer) -> Result<Taken, ReadError> {
         let group = Arc::clone(&self.own.group);
         let budget = Arc::clone(&self.links.budget);
         let source = (&budget, self.links.on_failure);
@@ -315,7 +319,11 @@ impl Reader {
         }
     }
 
-    fn rest(&mut self, had_room: bool) {
+    fn rest(&mut self, taken: Taken) {
+        if taken == Taken::All {
+            // The queue was empty then: nobody has waited unseen.
+            self.arrears.caught_up();
+        }
         let full = self.links.budget.room() == 0;
         if full {
             self.links.counters.budget_waits.up();
@@ -324,9 +332,6 @@ impl Reader {
             if self.links.budget.begin_wait(self.own.control.waker()) {
                 return;
             }
-        } else if had_room {
-            // Nothing was read although there was room: nothing waits.
-            self.arrears.caught_up();
         }
         if !self.own.control.begin_sleep() {
             return;

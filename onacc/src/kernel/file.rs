@@ -354,11 +354,14 @@ pub fn path_of(fd: BorrowedFd<'_>, buffer: &mut Vec<u8>) -> Option<()> {
     let mut name = [0u8; 32];
     let link = super::procfs::fd_path(fd, &mut name);
     buffer.clear();
-    buffer.resize(PATH_MAX + 1, 0);
-    // SAFETY: `link` is NUL-terminated, the buffer is live and writable for its length.
-    let got = unsafe { libc::readlink(link.as_ptr(), buffer.as_mut_ptr().cast(), buffer.len()) };
+    // Not filled with zeros: that would cost as much as many a system call.
+    buffer.reserve(PATH_MAX + 1);
+    // SAFETY: `link` is NUL-terminated, the buffer is live and writable for as
+    // many bytes as it was just given room for.
+    let got = unsafe { libc::readlink(link.as_ptr(), buffer.as_mut_ptr().cast(), PATH_MAX + 1) };
     let got = usize::try_from(got).ok().filter(|got| *got <= PATH_MAX)?;
-    buffer.truncate(got);
+    // SAFETY: the call has written so many bytes, for which there is room.
+    unsafe { buffer.set_len(got) };
     Some(())
 }
 

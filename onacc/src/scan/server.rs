@@ -26,6 +26,8 @@ pub struct Line {
     pub session: Session,
     /// When it was begun.
     pub since: Instant,
+    /// poll(2) has just found nothing to read, and nothing to send on.
+    pub quiet: bool,
     /// When the server last sent anything on it, or had nothing to do.
     pub last_sign: Instant,
     /// Who serves it on this host, as far as that is known.
@@ -213,6 +215,7 @@ impl ServerState {
             id,
             session,
             since: now,
+            quiet: false,
             last_sign: now,
             peers: Peers::default(),
         });

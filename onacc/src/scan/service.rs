@@ -328,10 +328,18 @@ impl Service {
             let lines = server.lines.iter();
             fds.extend(lines.map(|line| PollFd::new(line.session.as_fd(), line.session.flags())));
         }
-        let notified = sleep_on(&mut fds, until).map(|()| is_ready(&fds[0]));
+        let ready: Result<Vec<bool>, _> =
+            sleep_on(&mut fds, until).map(|()| fds.iter().map(is_ready).collect());
         drop(fds);
-        match notified {
-            Ok(notified) => self.links.jobs.end_sleep(notified),
+        match ready {
+            Ok(ready) => {
+                self.links.jobs.end_sleep(ready[0]);
+                let lines = self.pool.servers.iter_mut();
+                let lines = lines.flat_map(|server| &mut server.lines);
+                for (line, ready) in lines.zip(&ready[1..]) {
+                    line.quiet = !ready;
+                }
+            }
             // poll(2) fails for want of memory alone; the loop must not spin on it.
             Err(error) => {
                 tracing::error!("onacc: {error}");

@@ -76,6 +76,17 @@ pub struct Group {
     wanted: Wanted,
 }
 
+/// What a read has got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Taken {
+    /// There was no place in the budget, so that nothing was read.
+    NoPlace,
+    /// As much as there was room for: more may wait.
+    Full,
+    /// All that waited, at that moment.
+    All,
+}
+
 /// Room for one read. Its size bounds how many fds one read can install.
 #[derive(Debug)]
 pub struct ReadBuffer(Vec<u8>);
@@ -151,7 +162,7 @@ impl Group {
 
     /// Reads as many events as there is room for in the budget and hands each,
     /// as the owner of its fd, to `each`. An event that is dropped is answered
-    /// with `on_drop`. Returns how many were read; 0 means: nothing waits.
+    /// with `on_drop`.
     ///
     /// # Errors
     /// A failed read, or bytes that are not what fanotify(7) says. In the
@@ -161,11 +172,11 @@ impl Group {
         buffer: &mut ReadBuffer,
         source: (&Arc<FdBudget>, Answer),
         mut each: impl FnMut(PendingEvent),
-    ) -> Result<usize, ReadError> {
+    ) -> Result<Taken, ReadError> {
         let (budget, on_drop) = source;
         let mut places = budget.reserve(ReadBuffer::EVENTS);
         if places.places() == 0 {
-            return Ok(0);
+            return Ok(Taken::NoPlace);
         }
         let bytes = &mut buffer.0[..places.places() * METADATA_LEN];
         let got = loop {
@@ -178,14 +189,13 @@ impl Group {
             let error = SyscallError::last("read of the fanotify group");
             match error.errno() {
                 libc::EINTR => {}
-                libc::EAGAIN => return Ok(0),
+                libc::EAGAIN => return Ok(Taken::All),
                 _ => return Err(error.into()),
             }
         };
-        let mut count = 0;
+        let full = got == bytes.len();
         for event in Events::new(&bytes[..got]) {
             let event = event?;
-            count += 1;
             let file = if event.fd >= 0 {
                 // SAFETY: the kernel installed this fd for this event and
                 // nobody else knows of it (fanotify(7)).
@@ -196,7 +206,7 @@ impl Group {
             };
             each(PendingEvent::new(self, event, file, on_drop));
         }
-        Ok(count)
+        Ok(if full { Taken::Full } else { Taken::All })
     }
 
     /// How many events wait in the kernel's queue (`FIONREAD`, fanotify(7)).

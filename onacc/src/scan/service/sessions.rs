@@ -138,6 +138,9 @@ impl Service {
             let Some(line) = self.pool.line(pick) else {
                 continue;
             };
+            if std::mem::take(&mut line.quiet) {
+                continue;
+            }
             let id = line.id;
             let result = line
                 .session
