@@ -13,11 +13,14 @@
 )]
 
 pub mod faults;
+pub mod growth;
 pub mod load;
+pub mod machine;
 pub mod outcome;
 pub mod resources;
 pub mod rules;
 pub mod scene;
+pub mod soak;
 
 use std::{
     fmt,
@@ -48,6 +51,13 @@ impl fmt::Display for Trouble {
     }
 }
 
+/// Whether what the fault needs is here.
+fn can_run(fault: &Fault) -> Result<(), String> {
+    Clamd::installed()?;
+    ScratchFs::ext4(16)?;
+    (fault.needs)()
+}
+
 /// Runs one fault again and again, for about this long but once at least.
 pub fn run(fault: &Fault, time: Duration) -> Result<Outcome, Trouble> {
     run_watched(fault, time, |_| ())
@@ -59,9 +69,7 @@ pub fn run_watched(
     time: Duration,
     mut watch: impl FnMut(u32),
 ) -> Result<Outcome, Trouble> {
-    Clamd::installed()
-        .and_then(|()| ScratchFs::ext4(16).map(drop))
-        .map_err(Trouble::Missing)?;
+    can_run(fault).map_err(Trouble::Missing)?;
     let broken = Trouble::Broken;
     let mut scene = Scene::set(fault, time).map_err(broken)?;
     scene.warm_up().map_err(broken)?;

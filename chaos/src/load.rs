@@ -39,6 +39,8 @@ pub struct Files {
 /// The threads.
 pub struct Load {
     stop: Arc<AtomicBool>,
+    /// They open nothing for now.
+    rest: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
     /// When each thread's open began, or nothing.
     open_since: Arc<Vec<Mutex<Option<Instant>>>>,
@@ -55,6 +57,7 @@ impl Load {
     /// Starts them.
     pub fn start(files: &Files, rules: &Arc<Rules>) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
+        let rest = Arc::new(AtomicBool::new(false));
         let slots = (0..THREADS + SPAWNERS).map(|_| Mutex::new(None)).collect();
         let open_since = Arc::new(slots);
         let threads = (0..THREADS + SPAWNERS)
@@ -64,6 +67,7 @@ impl Load {
                     files: files.clone(),
                     rules: Arc::clone(rules),
                     open_since: Arc::clone(&open_since),
+                    rest: Arc::clone(&rest),
                 };
                 let stop = Arc::clone(&stop);
                 thread::spawn(move || opener.run(&stop))
@@ -71,9 +75,15 @@ impl Load {
             .collect();
         Self {
             stop,
+            rest,
             threads,
             open_since,
         }
+    }
+
+    /// Has them rest, or go on.
+    pub fn set_rest(&self, rest: bool) {
+        self.rest.store(rest, Ordering::Relaxed);
     }
 
     /// The longest that an opener which still waits has waited.
@@ -104,12 +114,17 @@ struct Opener {
     files: Files,
     rules: Arc<Rules>,
     open_since: Arc<Vec<Mutex<Option<Instant>>>>,
+    rest: Arc<AtomicBool>,
 }
 
 impl Opener {
     fn run(&self, stop: &AtomicBool) {
         let mut turn = self.number;
         while !stop.load(Ordering::Relaxed) {
+            if self.rest.load(Ordering::Relaxed) {
+                thread::sleep(Duration::from_millis(10));
+                continue;
+            }
             turn = turn.wrapping_add(7);
             if self.number >= THREADS {
                 self.by_process(turn);

@@ -12,6 +12,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::machine;
+
 /// What is allowed besides the right thing: infected files refused, clean ones
 /// opened, nobody waiting beyond the bound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,13 +87,28 @@ pub struct Rules {
     violations: Mutex<Vec<String>>,
     bound: Duration,
     /// Opens judged.
-    pub opens: AtomicU64,
+    opens: AtomicU64,
     /// Opens refused.
-    pub refused: AtomicU64,
+    refused: AtomicU64,
     /// Infected content opened under a leave.
-    pub slips: AtomicU64,
+    slips: AtomicU64,
     /// The longest wait, in microseconds.
-    pub longest: AtomicU64,
+    longest: AtomicU64,
+}
+
+/// What came of all opens since the last tally.
+#[derive(Clone, Debug, Default)]
+pub struct Tally {
+    /// Opens judged.
+    pub opens: u64,
+    /// Of these, refused.
+    pub refused: u64,
+    /// Infected content opened under a leave.
+    pub slips: u64,
+    /// The longest wait.
+    pub longest: Duration,
+    /// What must not have been.
+    pub violations: Vec<String>,
 }
 
 /// An open that is under way, with the leave that it began under.
@@ -145,16 +162,20 @@ impl Rules {
             (Content::Clean, Seen::Refused) if !leave.clean => {
                 self.violation(format!("{}: clean content was refused", path.display()));
             }
+            (_, Seen::Failed) => self.violation(format!(
+                "{}: the open failed, and not by a verdict",
+                path.display()
+            )),
             _ => {}
         }
         if seen == Seen::Refused {
             self.refused.fetch_add(1, Ordering::Relaxed);
         }
-        if took > self.bound + leave.wait {
+        let allowed = self.bound + leave.wait;
+        if took > allowed && took > allowed + machine::held_up_since(begun.at) {
             self.violation(format!(
-                "{}: an opener waited {took:?}, bound {:?}",
+                "{}: an opener waited {took:?}, bound {allowed:?}",
                 path.display(),
-                self.bound + leave.wait
             ));
         }
     }
@@ -164,6 +185,18 @@ impl Rules {
         let mut violations = locked(&self.violations);
         if violations.len() < 20 {
             violations.push(what);
+        }
+    }
+
+    /// Counts begin anew; what they were.
+    pub fn tally(&self) -> Tally {
+        let take = |counter: &AtomicU64| counter.swap(0, Ordering::Relaxed);
+        Tally {
+            opens: take(&self.opens),
+            refused: take(&self.refused),
+            slips: take(&self.slips),
+            longest: Duration::from_micros(take(&self.longest)),
+            violations: std::mem::take(&mut locked(&self.violations)),
         }
     }
 
@@ -202,7 +235,8 @@ mod tests {
         assert_eq!(strict(Content::Clean, Seen::Refused), 1);
         assert_eq!(strict(Content::Clean, Seen::Opened), 0);
         assert_eq!(strict(Content::Infected, Seen::Refused), 0);
-        assert_eq!(strict(Content::Infected, Seen::Failed), 0);
+        assert_eq!(strict(Content::Infected, Seen::Failed), 1);
+        assert_eq!(strict(Content::Clean, Seen::Failed), 1);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::{
     fmt::Write as _,
     fs::{self, File},
     path::PathBuf,
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
@@ -18,6 +18,7 @@ use crate::{
     Fault,
     faults::Policy,
     load::{Files, Load, SPAWNERS, THREADS, seen},
+    machine,
     outcome::Outcome,
     resources::Resources,
     rules::{Leave, Rules, Seen},
@@ -61,6 +62,7 @@ impl Scene {
     /// Sets it, with an agent that runs; the load begins with `warm_up`.
     pub fn set(fault: &Fault, time: Duration) -> Result<Self, String> {
         Clamd::installed()?;
+        machine::observe();
         let clamd_dir = tempfile::tempdir().map_err(|error| format!("a directory: {error}"))?;
         let marker = ["[onacc-chaos-", "infected-here]"].concat().into_bytes();
         let mut line = String::from("Onacc.Chaos.Marker:0:*:");
@@ -120,6 +122,22 @@ impl Scene {
     /// Starts an agent; there must be none.
     pub fn start_agent(&mut self) -> Result<(), String> {
         self.agent = Some(self.builder().try_start()?);
+        Ok(())
+    }
+
+    /// As whoever supervises the agent does when it has ended.
+    pub fn start_agent_again(&mut self) -> Result<(), String> {
+        self.kill_agent();
+        self.start_agent()
+    }
+
+    /// Ends the agent and starts another, prepared further.
+    pub fn replace_agent(
+        &mut self,
+        prepare: impl FnOnce(AgentBuilder) -> AgentBuilder,
+    ) -> Result<(), String> {
+        self.kill_agent();
+        self.agent = Some(prepare(self.builder()).try_start()?);
         Ok(())
     }
 
@@ -191,6 +209,13 @@ impl Scene {
         let allowed = self.rules.longest_allowed();
         if let Some(longest) = longest
             && longest > allowed
+            && longest
+                > allowed
+                    + machine::held_up_since(
+                        Instant::now()
+                            .checked_sub(longest)
+                            .unwrap_or_else(Instant::now),
+                    )
         {
             let what = format!("an opener still waits after {longest:?}, bound {allowed:?}");
             self.rules.violation(what);
@@ -205,8 +230,12 @@ impl Scene {
     /// The fault is over: protection must be back within [`BACK`], and the rules
     /// are strict from then on.
     pub fn fault_over(&mut self) {
-        let before = Instant::now();
-        let limit = before + BACK + PROOF;
+        self.fault_over_since(Instant::now());
+    }
+
+    /// The same for a fault that was over then.
+    pub fn fault_over_since(&mut self, before: Instant) {
+        let limit = Instant::now() + BACK + PROOF;
         while !self.is_protected() {
             self.look_for_hangs();
             if Instant::now() >= limit {
@@ -217,7 +246,7 @@ impl Scene {
         }
         let took = before.elapsed();
         self.recovery = self.recovery.max(took);
-        if took > BACK {
+        if took > BACK && took > BACK + machine::held_up_since(before) {
             let what = format!("protection was back after {took:?} only");
             self.rules.violation(what);
         }
@@ -280,9 +309,36 @@ impl Scene {
         Resources::of(self.agent()?.pid())
     }
 
+    /// What the agent holds while nobody opens anything; the openers go on after it.
+    pub fn resources_at_rest(&self) -> Result<Resources, String> {
+        self.rest(true);
+        thread::sleep(Duration::from_millis(500));
+        let resources = self.resources();
+        self.rest(false);
+        resources
+    }
+
+    /// Has the openers rest, or go on.
+    pub fn rest(&self, rest: bool) {
+        if let Some(load) = &self.load {
+            load.set_rest(rest);
+        }
+    }
+
     /// Whether something is wrong already.
     pub fn has_failed(&self) -> bool {
         !self.rules.violations().is_empty()
+    }
+
+    /// Strikes once in a scene that goes on; growth is not judged.
+    pub fn play(&mut self, fault: &Fault) -> Result<Outcome, String> {
+        self.fault = fault.name;
+        self.rest(false);
+        let before = self.resources()?;
+        (fault.strike)(self)?;
+        self.settle()?;
+        let after = self.resources()?;
+        Ok(self.outcome([before, after], 1))
     }
 
     /// Ends all and says what it came to.
@@ -301,36 +357,73 @@ impl Scene {
         for what in grown {
             self.rules.violation(what);
         }
-        if self.agent.as_ref().is_some_and(Agent::guard_fired) {
-            self.rules
-                .violation("the agent had to be killed".to_owned());
-        }
         if let Some(load) = self.load.take()
             && !load.stop(self.bound + SLACK)
         {
             self.rules.violation("an opener hangs".to_owned());
         }
-        let rules = &self.rules;
-        let output = self.agent()?.output();
-        let lines: Vec<&str> = output
-            .lines()
-            .filter(|line| !line.contains(" FOUND"))
-            .collect();
-        let said = lines[lines.len().saturating_sub(15)..].join("\n");
-        let outcome = Outcome {
-            name: self.fault,
-            rounds,
-            opens: rules.opens.load(Ordering::Relaxed),
-            refused: rules.refused.load(Ordering::Relaxed),
-            slips: rules.slips.load(Ordering::Relaxed),
-            longest: Duration::from_micros(rules.longest.load(Ordering::Relaxed)),
-            recovery: self.recovery,
-            resources: [before, after],
-            violations: rules.violations(),
-            said,
-        };
+        let outcome = self.outcome([before, after], rounds);
         self.kill_agent();
         Ok(outcome)
+    }
+
+    fn outcome(&mut self, resources: [Resources; 2], rounds: u32) -> Outcome {
+        if self.agent.as_ref().is_some_and(Agent::guard_fired) {
+            self.rules
+                .violation("the agent had to be killed".to_owned());
+        }
+        let tally = self.rules.tally();
+        let said = if tally.violations.is_empty() {
+            String::new()
+        } else {
+            self.said(&tally.violations)
+        };
+        Outcome {
+            name: self.fault,
+            rounds,
+            opens: tally.opens,
+            refused: tally.refused,
+            slips: tally.slips,
+            longest: tally.longest,
+            recovery: std::mem::take(&mut self.recovery),
+            resources,
+            violations: tally.violations,
+            said,
+        }
+    }
+
+    /// What the agent said that may explain violations: its counters, its lines about
+    /// their files, its last lines but those about opens that were refused.
+    fn said(&self, violations: &[String]) -> String {
+        let Ok(agent) = self.agent() else {
+            return "no agent runs".to_owned();
+        };
+        let counters = agent.counters().unwrap_or_default();
+        let mut text = String::new();
+        for (name, value) in counters.iter().filter(|(_, value)| **value > 0) {
+            let _ = write!(text, "{name} {value}, ");
+        }
+        let output = agent.output();
+        let files: Vec<&str> = violations
+            .iter()
+            .filter_map(|what| what.starts_with('/').then(|| what.split_once(": "))?)
+            .map(|(path, _)| path)
+            .collect();
+        let routine = |line: &str| {
+            [" FOUND", "open refused", onacc_tests::agent::COUNTER]
+                .iter()
+                .any(|words| line.contains(words))
+        };
+        let about = output
+            .lines()
+            .filter(|line| files.iter().any(|path| line.contains(path)))
+            .take(20);
+        let rest: Vec<&str> = output.lines().filter(|line| !routine(line)).collect();
+        for line in about.chain(rest[rest.len().saturating_sub(15)..].iter().copied()) {
+            text.push('\n');
+            text.push_str(line);
+        }
+        text
     }
 }
 

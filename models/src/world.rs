@@ -205,7 +205,7 @@ impl MarkWorld for Kernel {
         true
     }
 
-    fn unignore_by_handle(&self, key: InodeKey, _: &u64) -> Result<(), SyscallError> {
+    fn unignore_by_handle(&mut self, key: InodeKey, _: &u64) -> Result<(), SyscallError> {
         self.lock().inode(key.ino).ignored = false;
         Ok(())
     }

@@ -3,13 +3,14 @@
 //! Owns: which faults are run, and the curves of a soak. Must not: know a fault;
 //! `chaos/` does.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use onacc_chaos::{FAULTS, Fault, Trouble, run_watched};
+use onacc_chaos::{FAULTS, Fault, Trouble, growth::clock, run, soak::soak};
 
 use crate::{
     setup::{self, Level},
-    shell::{Result, cargo, run},
+    shell::{Result, cargo, run as run_command},
+    soak::{draw, record},
 };
 
 /// Runs the faults whose names contain `only`, for so many minutes in all.
@@ -31,40 +32,54 @@ pub fn command(minutes: Option<u64>, only: Option<&str>, list: bool) -> Result<(
         return Err("chaos needs root: it mounts filesystems and watches them".to_owned());
     }
     setup::ensure(Level::Test)?;
-    run(cargo().args(["build", "--release", "--package", "onacc"]))?;
-    let time = Duration::from_secs(minutes.unwrap_or(0) * 60);
-    let until = Instant::now() + time;
-    let each = Duration::from_secs(10).min(time / u32::try_from(chosen.len()).unwrap_or(1));
+    run_command(cargo().args(["build", "--release", "--package", "onacc"]))?;
+    match minutes {
+        Some(minutes) => for_minutes(minutes, &chosen),
+        None => once(&chosen),
+    }
+}
+
+/// Each fault once, in a scene of its own.
+fn once(chosen: &[&Fault]) -> Result<()> {
     let mut wrong = Vec::new();
-    let mut soak = crate::soak::Soak::new();
-    loop {
-        for fault in &chosen {
-            match run_watched(fault, each, |pid| soak.look(pid)) {
-                Ok(outcome) => {
-                    println!("{outcome}");
-                    soak.ended(&outcome);
-                    if !outcome.violations.is_empty() {
-                        wrong.push(fault.name);
-                    }
+    for fault in chosen {
+        match run(fault, Duration::ZERO) {
+            Ok(outcome) => {
+                println!("{outcome}");
+                if !outcome.violations.is_empty() {
+                    wrong.push(fault.name);
                 }
-                Err(trouble) => {
-                    println!("{:<24} {trouble}", fault.name);
-                    if matches!(trouble, Trouble::Broken(_)) {
-                        wrong.push(fault.name);
-                    }
+            }
+            Err(trouble) => {
+                println!("{:<24} {trouble}", fault.name);
+                if matches!(trouble, Trouble::Broken(_)) {
+                    wrong.push(fault.name);
                 }
             }
         }
-        if Instant::now() >= until {
-            break;
-        }
-    }
-    if minutes.is_some() {
-        println!("{}", soak.draw()?);
     }
     if wrong.is_empty() {
         Ok(())
     } else {
         Err(format!("something was wrong in: {}", wrong.join(", ")))
+    }
+}
+
+/// All of them in turn, and the curves.
+fn for_minutes(minutes: u64, chosen: &[&Fault]) -> Result<()> {
+    let report = soak(chosen, Duration::from_mins(minutes), |strike| {
+        print!("{:>6} ", clock(strike.at));
+        match &strike.result {
+            Ok(outcome) => println!("{outcome}"),
+            Err(trouble) => println!("{:<24} {trouble}", strike.name),
+        }
+    })?;
+    println!("\n{}", record(&report)?);
+    println!("{}", draw(&report)?);
+    println!("\n{report}");
+    if report.failures.is_empty() {
+        Ok(())
+    } else {
+        Err(format!("{} failures, named above", report.failures.len()))
     }
 }

@@ -1,17 +1,19 @@
-//! Limits that are reached: open files, memory, disk space, marks.
+//! Limits that are reached: open files, disk space, marks, inotify watches.
 
 use std::{
     fs::{self, File},
     io::Write,
+    os::unix::fs::{PermissionsExt as _, chown},
     path::PathBuf,
-    process::Command,
-    time::Duration,
+    time::{Duration, Instant},
 };
+
+use onacc_tests::watches;
 
 use super::super::{
     load::seen,
     rules::{Leave, Seen},
-    scene::{BOUND, Scene},
+    scene::{BACK, BOUND, Scene},
 };
 
 /// More openers wait than the agent may hold files for; the kernel must not
@@ -44,33 +46,77 @@ pub fn open_files(scene: &mut Scene) -> Result<(), String> {
     Ok(())
 }
 
-/// An agent that cannot get memory may end, but must not hang, and refuse
-/// nothing that is clean.
-pub fn memory(scene: &mut Scene) -> Result<(), String> {
+/// Nobody else on the machine is this user.
+const USER: u32 = 47_111;
+
+/// Whether watches can be used up here, and the agent run as another user.
+pub fn can_be_short_of_watches() -> Result<(), String> {
+    let dir = open_directory()?;
+    watches::onacc_as(USER, dir.path())?;
+    watches::use_up(USER, dir.path()).map(drop)
+}
+
+fn open_directory() -> Result<tempfile::TempDir, String> {
+    let dir = tempfile::tempdir().map_err(|error| format!("a directory: {error}"))?;
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755))
+        .and_then(|()| chown(dir.path(), Some(USER), Some(USER)))
+        .map_err(|error| format!("a directory: {error}"))?;
+    Ok(dir)
+}
+
+/// The kernel counts watches by user: the agent is run as one of its own. What has a
+/// watch is judged as ever; new directories are looked for every three seconds.
+pub fn watches(scene: &mut Scene) -> Result<(), String> {
+    const LOOKED_FOR: Duration = Duration::from_secs(10);
+    let (dir, conf) = (open_directory()?, open_directory()?);
+    let program = watches::onacc_as(USER, dir.path())?;
     scene.fault_begins(Leave::ALLOWS);
-    let pid = scene.agent()?.pid().to_string();
-    let limit = |bytes: &str| {
-        let mut prlimit = Command::new("prlimit");
-        prlimit.args(["--pid", &pid, &format!("--as={bytes}:unlimited")]);
-        match prlimit.status() {
-            Ok(status) if status.success() => Ok(()),
-            other => Err(format!("prlimit: {other:?}")),
+    scene.replace_agent(|builder| builder.binary(&program).directory(conf.path()))?;
+    scene.fault_over();
+    let used_up = watches::use_up(USER, dir.path())?;
+    scene.fault_begins(Leave::NONE);
+    let place = scene.files.dir.join("unwatched");
+    let protected = |scene: &mut Scene, name: String, limit: Duration| {
+        let dir = place.join(name);
+        let bad = dir.join("bad");
+        fs::create_dir_all(&dir)
+            .and_then(|()| fs::write(&bad, &scene.files.marker))
+            .map_err(|error| format!("{}: {error}", dir.display()))?;
+        let before = Instant::now();
+        while seen(&File::open(&bad)) != Seen::Refused {
+            if before.elapsed() > limit {
+                let what = format!("a new directory was not protected within {limit:?}");
+                scene.rules.violation(what);
+                break;
+            }
+            scene.wait(Duration::from_millis(5));
         }
+        Ok::<_, String>(())
     };
-    limit("1048576")?;
-    scene.wait(Duration::from_secs(1));
-    if scene
-        .agent
-        .as_mut()
-        .is_some_and(onacc_tests::Agent::is_running)
-    {
-        limit("unlimited")?;
-    } else {
-        scene.kill_agent();
-        scene.start_agent()?;
+    for n in 0..60 {
+        protected(scene, n.to_string(), LOOKED_FOR)?;
+    }
+    let short = scene
+        .agent()?
+        .output()
+        .contains("inotify watches are used up");
+    drop(used_up);
+    scene
+        .agent()?
+        .wait_for("there are inotify watches again", LOOKED_FOR)?;
+    for n in 60..80 {
+        protected(scene, n.to_string(), BACK)?;
     }
     scene.fault_over();
-    Ok(())
+    fs::remove_dir_all(&place).map_err(|error| format!("{}: {error}", place.display()))?;
+    scene.fault_begins(Leave::ALLOWS);
+    scene.start_agent_again()?;
+    scene.fault_over();
+    if short {
+        Ok(())
+    } else {
+        Err("the agent did not run short of watches: nothing was tried".to_owned())
+    }
 }
 
 /// The filesystem is full: nobody can write, everybody is judged.
@@ -117,8 +163,15 @@ pub fn marks(scene: &mut Scene) -> Result<(), String> {
     for n in (0..70_000).step_by(97) {
         let marker = &scene.files.marker;
         fs::write(path(n), marker).map_err(|error| format!("many files: {error}"))?;
-        if seen(&File::open(path(n))) != Seen::Refused {
-            let what = format!("{}: infected, but opened", path(n).display());
+        let before = Instant::now();
+        let result = File::open(path(n));
+        if seen(&result) != Seen::Refused {
+            let took = before.elapsed();
+            let then = seen(&File::open(path(n)));
+            let what = format!(
+                "{}: infected, but opened ({result:?} after {took:?}), then {then:?}",
+                path(n).display()
+            );
             scene.rules.violation(what);
         }
     }

@@ -9,6 +9,7 @@
 mod agent;
 mod clamd;
 mod limits;
+mod memory;
 mod mounts;
 mod openers;
 mod queues;
@@ -52,6 +53,11 @@ pub struct Fault {
     pub prepare: fn(AgentBuilder) -> AgentBuilder,
     /// Whether it is quick enough for `cargo xtask test`.
     pub quick: bool,
+    /// Whether it can strike, in a soak, at an agent that goes on for hours: it
+    /// neither ends it nor wants one of its own kind.
+    pub resident: bool,
+    /// Whether what it needs besides is here; the error says what is not.
+    pub needs: fn() -> Result<(), String>,
     /// Strikes once.
     pub strike: fn(&mut Scene) -> Result<(), String>,
 }
@@ -73,6 +79,8 @@ impl Fault {
             options: &[],
             prepare: |builder| builder,
             quick: true,
+            resident: true,
+            needs: || Ok(()),
             strike,
         }
     }
@@ -83,7 +91,7 @@ impl Fault {
 const AMPLE: Duration = Duration::from_secs(8);
 
 /// All of them.
-pub const FAULTS: [Fault; 24] = [
+pub const FAULTS: [Fault; 28] = [
     Fault::new(
         "clamd-killed",
         "clamd is killed and started again",
@@ -139,6 +147,7 @@ pub const FAULTS: [Fault; 24] = [
         )
     },
     Fault {
+        resident: false,
         bound: AMPLE,
         ..Fault::new(
             "agent-killed",
@@ -163,6 +172,17 @@ pub const FAULTS: [Fault; 24] = [
         )
     },
     Fault {
+        quick: false,
+        bound: AMPLE,
+        ..Fault::new(
+            "agent-settings-change",
+            "SIGHUP with other settings each time, and with wrong ones",
+            Policy::Allow,
+            agent::other_settings,
+        )
+    },
+    Fault {
+        resident: false,
         prepare: |builder| builder.open_files(96),
         ..Fault::new(
             "few-open-files",
@@ -172,12 +192,47 @@ pub const FAULTS: [Fault; 24] = [
         )
     },
     Fault {
+        resident: false,
         bound: AMPLE,
         ..Fault::new(
             "no-memory",
             "no more address space for the agent",
             Policy::Allow,
-            limits::memory,
+            memory::address_space,
+        )
+    },
+    Fault {
+        resident: false,
+        needs: memory::has_groups,
+        mib: 128,
+        ..Fault::new(
+            "memory-killed",
+            "the agent grows to the limit of its control group, and is killed",
+            Policy::Allow,
+            memory::killed,
+        )
+    },
+    Fault {
+        quick: false,
+        resident: false,
+        needs: memory::has_groups,
+        ..Fault::new(
+            "memory-short",
+            "the agent's control group has hardly any memory left",
+            Policy::Deny,
+            memory::short,
+        )
+    },
+    Fault {
+        resident: false,
+        needs: limits::can_be_short_of_watches,
+        prepare: |builder| builder.arg("--coverage=directory"),
+        bound: AMPLE,
+        ..Fault::new(
+            "watches-used-up",
+            "no inotify watches left, in coverage \"directory\"",
+            Policy::Allow,
+            limits::watches,
         )
     },
     Fault {
@@ -190,6 +245,7 @@ pub const FAULTS: [Fault; 24] = [
         )
     },
     Fault {
+        resident: false,
         prepare: |builder| builder.log_path(std::path::Path::new("/dev/full")),
         quick: false,
         bound: AMPLE,
@@ -201,6 +257,7 @@ pub const FAULTS: [Fault; 24] = [
         )
     },
     Fault {
+        resident: false,
         memory: 72 * 1024,
         // ext4 has an inode for each 16 KiB.
         mib: 1300,
@@ -214,6 +271,7 @@ pub const FAULTS: [Fault; 24] = [
         )
     },
     Fault {
+        resident: false,
         mib: 128,
         ..Fault::new(
             "queue-overflow",
@@ -223,6 +281,7 @@ pub const FAULTS: [Fault; 24] = [
         )
     },
     Fault {
+        resident: false,
         mib: 128,
         quick: false,
         ..Fault::new(
@@ -250,12 +309,18 @@ pub const FAULTS: [Fault; 24] = [
             mounts::in_a_hurry,
         )
     },
-    Fault::new(
-        "openers-killed",
-        "openers are killed while they wait",
-        Policy::Deny,
-        openers::killed,
-    ),
+    Fault {
+        quick: false,
+        resident: false,
+        // All of them are to wait at once, which takes a while to come about.
+        bound: Duration::from_secs(20),
+        ..Fault::new(
+            "openers-killed",
+            "3,000 openers wait at once, and are killed",
+            Policy::Deny,
+            openers::killed,
+        )
+    },
     Fault {
         bound: AMPLE,
         ..Fault::new(

@@ -66,7 +66,12 @@ impl House<'_> {
 
     /// Lets an agent end on its own.
     fn retire(&mut self, former: Agent) {
-        match process::spawn("onacc-retire", move || former.retire()) {
+        let retire = move || {
+            former.retire();
+            // What two agents needed for a moment.
+            process::give_back_memory();
+        };
+        match process::spawn("onacc-retire", retire) {
             Ok(thread) => self.retiring = Some(thread),
             // It was dropped, and with it the group: the kernel lets go whoever waits.
             Err(error) => tracing::error!("onacc: {error}"),

@@ -43,11 +43,24 @@ pub trait MarkWorld {
     fn ignore(&self, file: &Self::File) -> bool;
     /// Undoes that, by the file. False: it could not.
     fn unignore(&self, file: &Self::File) -> bool;
-    /// Undoes that, by the handle. An inode that is gone is no error.
+    /// Undoes that, by the handle, for a file that may be infected: no open may slip
+    /// by meanwhile. An inode that is gone is no error.
     ///
     /// # Errors
     /// The inode could not be reached although it may live.
-    fn unignore_by_handle(&self, key: InodeKey, handle: &Self::Handle) -> Result<(), SyscallError>;
+    fn unignore_by_handle(
+        &mut self,
+        key: InodeKey,
+        handle: &Self::Handle,
+    ) -> Result<(), SyscallError>;
+    /// Undoes that, by the handle, for a file of which nothing is known to have
+    /// changed, and leaves nothing behind.
+    ///
+    /// # Errors
+    /// As [`Self::unignore_by_handle`].
+    fn forget(&mut self, key: InodeKey, handle: &Self::Handle) -> Result<(), SyscallError> {
+        self.unignore_by_handle(key, handle)
+    }
     /// Undoes all at once. `Ok(false)`: that cannot be done here, they are to be
     /// undone one by one.
     ///
@@ -106,7 +119,8 @@ impl<W: MarkWorld> CleanMarks<W> {
             return;
         }
         if let Some((key, oldest)) = self.table.make_room(clean.stat.key) {
-            self.take_away(key, &oldest);
+            let removed = self.world.forget(key, &oldest.handle);
+            self.taken_away(key, removed);
             self.counters.marks_dropped_room.up();
         }
         match self.try_place(clean) {
@@ -200,6 +214,10 @@ impl<W: MarkWorld> CleanMarks<W> {
     /// although it may live, all marks go: none must be left behind.
     fn take_away(&mut self, key: InodeKey, entry: &Remembered<W::Handle>) {
         let removed = self.world.unignore_by_handle(key, &entry.handle);
+        self.taken_away(key, removed);
+    }
+
+    fn taken_away(&mut self, key: InodeKey, removed: Result<(), SyscallError>) {
         self.world.disarm(key);
         if let Err(error) = removed {
             self.flush(&format!("an inode could not be reached: {error}"));
@@ -218,7 +236,7 @@ impl<W: MarkWorld> CleanMarks<W> {
             Ok(false) => {
                 for (key, entry) in entries {
                     self.world.disarm(key);
-                    let removed = self.world.unignore_by_handle(key, &entry.handle);
+                    let removed = self.world.forget(key, &entry.handle);
                     if let Err(error) = removed {
                         self.world.give_up(&error);
                     }

@@ -108,6 +108,7 @@ impl Keeper {
             verdicts: links.verdicts,
             heartbeat: links.heartbeat.clone(),
             only_ignore_marks: outside.is_some(),
+            spent: std::collections::VecDeque::new(),
         };
         Self {
             marks: CleanMarks::new(world, MARKS as usize, Arc::clone(&links.counters)),

@@ -2,6 +2,7 @@
 //!
 //! Owns the filter plane. Must not: decide when a mark is placed or goes.
 
+use std::collections::VecDeque;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::{Arc, Mutex};
 
@@ -34,7 +35,13 @@ pub struct KernelMarks {
     /// Every inode mark of the group is an ignore mark: under filesystem marks.
     /// Where directories carry marks of their own, those must stay.
     pub only_ignore_marks: bool,
+    /// Marks that ignore nothing any more, oldest first.
+    pub spent: VecDeque<(InodeKey, FileHandle)>,
 }
+
+/// How many spent marks are left: the kernel counts them by user. By then the file
+/// has long been scanned again, or nobody opens it.
+const MOST_SPENT: usize = 8192;
 
 impl KernelMarks {
     fn tells_opens(&self) -> bool {
@@ -122,7 +129,49 @@ impl MarkWorld for KernelMarks {
         )
     }
 
-    fn unignore_by_handle(&self, key: InodeKey, handle: &FileHandle) -> Result<(), SyscallError> {
+    fn unignore_by_handle(
+        &mut self,
+        key: InodeKey,
+        handle: &FileHandle,
+    ) -> Result<(), SyscallError> {
+        self.undo(key, handle, Group::unignore_inode)?;
+        if !self.tells_opens() {
+            self.spent.push_back((key, *handle));
+        }
+        if self.spent.len() > MOST_SPENT
+            && let Some((key, handle)) = self.spent.pop_front()
+            && let Err(error) = self.undo(key, &handle, Group::forget_inode)
+        {
+            // It ignores nothing, so that it hides nothing.
+            tracing::debug!("onacc: a spent mark stays: {error}");
+        }
+        Ok(())
+    }
+
+    fn forget(&mut self, key: InodeKey, handle: &FileHandle) -> Result<(), SyscallError> {
+        self.undo(key, handle, Group::forget_inode)
+    }
+
+    fn unignore_all(&self) -> Result<bool, SyscallError> {
+        if self.only_ignore_marks {
+            self.group.flush_inode_marks()?;
+        }
+        Ok(self.only_ignore_marks)
+    }
+
+    fn give_up(&self, why: &SyscallError) {
+        crate::kernel::process::die(&format!("clean marks cannot be taken away: {why}"));
+    }
+}
+
+impl KernelMarks {
+    /// Reaches an inode by its handle, and has its mark undone in one of two ways.
+    fn undo(
+        &self,
+        key: InodeKey,
+        handle: &FileHandle,
+        how: fn(&Group, BorrowedFd<'_>) -> Result<(), MarkError>,
+    ) -> Result<(), SyscallError> {
         self.heartbeat.beat();
         if self.tells_opens() {
             return Ok(());
@@ -146,20 +195,9 @@ impl MarkWorld for KernelMarks {
             Err(error) if error.errno() == libc::ESTALE => return Ok(()),
             Err(error) => return Err(error),
         };
-        match self.group.unignore_inode(inode.as_fd()) {
+        match how(&self.group, inode.as_fd()) {
             Ok(()) | Err(MarkError::Absent | MarkError::Refused) => Ok(()),
             Err(MarkError::Other(error)) => Err(error),
         }
-    }
-
-    fn unignore_all(&self) -> Result<bool, SyscallError> {
-        if self.only_ignore_marks {
-            self.group.flush_inode_marks()?;
-        }
-        Ok(self.only_ignore_marks)
-    }
-
-    fn give_up(&self, why: &SyscallError) {
-        crate::kernel::process::die(&format!("clean marks cannot be taken away: {why}"));
     }
 }

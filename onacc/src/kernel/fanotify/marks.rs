@@ -17,6 +17,10 @@ use crate::kernel::directory::InDirectory;
 /// does not pin the inode and goes with it.
 pub(super) const FAN_MARK_EVICTABLE: u32 = 0x200;
 
+/// A bit that keeps a mark in being and raises no event: on a file there are no
+/// events of directories.
+const ANCHOR: u64 = libc::FAN_ONDIR;
+
 /// A mark could not be placed or removed.
 #[derive(Debug, thiserror::Error)]
 pub enum MarkError {
@@ -208,19 +212,29 @@ impl Group {
     }
 
     /// Places the clean mark: opens of this inode raise no event until it is
-    /// written to. Succeeds and does nothing while the inode is open for writing.
+    /// written to. Succeeds and ignores nothing while the inode is open for writing.
+    ///
+    /// An open that meets a mark which is just being destroyed is let through by the
+    /// kernel without an event (`fsnotify_prepare_user_wait`), even if that mark
+    /// ignores nothing any more. So each mark gets [`ANCHOR`] besides, by which it
+    /// stays when what it ignores is taken away.
     ///
     /// # Errors
     /// A failed `fanotify_mark`: no mark.
     pub fn ignore_inode(&self, file: BorrowedFd<'_>) -> Result<(), MarkError> {
-        let flags = libc::FAN_MARK_ADD | libc::FAN_MARK_IGNORED_MASK | FAN_MARK_EVICTABLE;
+        let flags = libc::FAN_MARK_ADD | FAN_MARK_EVICTABLE;
         match self.open_mask() {
             0 => Ok(()),
-            mask_of_opens => Ok(mark(self, flags, mask_of_opens, At::Fd(file))?),
+            mask_of_opens => {
+                mark(self, flags, ANCHOR, At::Fd(file))?;
+                let ignore = flags | libc::FAN_MARK_IGNORED_MASK;
+                Ok(mark(self, ignore, mask_of_opens, At::Fd(file))?)
+            }
         }
     }
 
-    /// Takes the clean mark away; `file` may be an `O_PATH` fd.
+    /// Takes the clean mark's effect away and leaves the mark, which does nothing any
+    /// more; `file` may be an `O_PATH` fd.
     ///
     /// # Errors
     /// [`MarkError::Absent`] if there is none (any more).
@@ -229,6 +243,19 @@ impl Group {
         match self.open_mask() {
             0 => Ok(()),
             mask_of_opens => absent(mark(self, flags, mask_of_opens, At::ProcFd(file))),
+        }
+    }
+
+    /// Destroys the clean mark of a file, whether it still ignores anything or not.
+    /// An open in this very moment may pass without an event.
+    ///
+    /// # Errors
+    /// [`MarkError::Absent`] if there is none (any more).
+    pub fn forget_inode(&self, file: BorrowedFd<'_>) -> Result<(), MarkError> {
+        self.unignore_inode(file)?;
+        match self.open_mask() {
+            0 => Ok(()),
+            _ => absent(mark(self, libc::FAN_MARK_REMOVE, ANCHOR, At::ProcFd(file))),
         }
     }
 
