@@ -52,7 +52,10 @@ fn note(at: Instant, late: Duration) {
 
 /// What the machine may have added to a wait that began then and ends now.
 pub fn held_up_since(begun: Instant) -> Duration {
-    let notes = NOTES.lock().unwrap_or_else(PoisonError::into_inner);
+    sum_since(&NOTES.lock().unwrap_or_else(PoisonError::into_inner), begun)
+}
+
+fn sum_since(notes: &VecDeque<(Instant, Duration)>, begun: Instant) -> Duration {
     let late = notes
         .iter()
         .rev()
@@ -68,12 +71,12 @@ mod tests {
     #[test]
     fn what_was_noted_since_counts_and_nothing_before() {
         let before = Instant::now();
-        note(before, Duration::from_secs(1));
         let between = before + Duration::from_millis(1);
-        note(between, Duration::from_secs(2));
-        assert_eq!(held_up_since(between), Duration::from_secs(2) * HANDS);
-        assert_eq!(held_up_since(before), Duration::from_secs(3) * HANDS);
         let after = between + Duration::from_millis(1);
-        assert_eq!(held_up_since(after), Duration::ZERO);
+        let second = Duration::from_secs(1);
+        let notes = VecDeque::from([(before, second), (between, 2 * second)]);
+        assert_eq!(sum_since(&notes, between), 2 * second * HANDS);
+        assert_eq!(sum_since(&notes, before), 3 * second * HANDS);
+        assert_eq!(sum_since(&notes, after), Duration::ZERO);
     }
 }
