@@ -45,7 +45,7 @@ const HUGE: u64 = 1 << 20;
 /// How often openers that wait are looked after, in case they were killed.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// Openers that are looked after at a time.
-const LOOK_AT: usize = 64;
+const LOOK_AT: usize = 256;
 
 /// What the settings allow.
 #[derive(Clone, Debug)]
