@@ -240,12 +240,15 @@ impl Agent {
         reason = "the one list of all parts, in the order in which they start"
     )]
     fn start(house: &House<'_>, settings: Settings) -> Result<Self, AgentError> {
+        let preparation = tiers::prepare_filter_plane(settings.bpf);
         let counters = Arc::clone(&house.counters);
         let in_flight = fd_budget(house.files_each(), fds_of_servers(&settings))?;
         let features = Group::new(GroupKind::Notification)?.probe_features()?;
         tiers::say_fanotify(features);
         let kind = Kind::choose(settings.coverage, settings.disable_ddd, features);
-        let mut filter = load_filter(&settings, kind)?;
+        let table = Arc::new(MountTable::read()?);
+        let paths = RealPaths::of(&settings, &table, Tell::Yes)?;
+        let mut filter = load_filter(&settings, kind, preparation)?;
         let feed = filter.feed.take();
         let tells_opens = filter.plane.as_ref().is_some_and(FilterPlane::tells_opens);
         let mut wanted = wanted(settings.triggers);
@@ -260,9 +263,7 @@ impl Agent {
         let group = Group::wanting(group_kind, wanted)?;
         let plane = filter.plane;
         let filter_counters = plane.as_ref().map(|plane| Arc::clone(plane.counters()));
-        let table = Arc::new(MountTable::read()?);
         let stores_are_seen = plane.is_some() && features.evictable_marks;
-        let paths = RealPaths::of(&settings, &table, Tell::Yes)?;
         tiers::say_marks(settings.marks);
         let policy = first_policy(&settings, (&paths, &table), stores_are_seen)?;
         let policy = Arc::new(policy);

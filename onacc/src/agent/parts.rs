@@ -16,7 +16,9 @@ use crate::coverage::kind::Kind;
 use crate::coverage::paths::{RealPaths, Tell};
 use crate::coverage::tiers;
 use crate::intake::Arrivals;
-use crate::kernel::bpf::{BpfError, Controls, FilterCounters, FilterPlane, OpenFeed, Tags};
+use crate::kernel::bpf::{
+    BpfError, Controls, FilterCounters, FilterPlane, OpenFeed, Preparation, Tags,
+};
 use crate::kernel::fanotify::{Answer, Opens, Wanted};
 use crate::kernel::file::ProgramId;
 use crate::kernel::mounts::MountTable;
@@ -73,10 +75,14 @@ pub(super) struct Filter {
     pub(super) tags: Option<Tags>,
 }
 
-pub(super) fn load_filter(settings: &Settings, kind: Kind) -> Result<Filter, BpfError> {
+pub(super) fn load_filter(
+    settings: &Settings,
+    kind: Kind,
+    preparation: Option<Preparation>,
+) -> Result<Filter, BpfError> {
     let excluded = settings.excluded_uids.len() + settings.excluded_names.len();
     let wants = tiers::wants(settings, kind);
-    let Some(loaded) = tiers::load_filter_plane(settings.bpf, (wants, excluded))? else {
+    let Some(loaded) = tiers::load_filter_plane(settings.bpf, preparation, (wants, excluded))? else {
         return Ok(Filter::default());
     };
     if let Err(error) = loaded.controls.exempt(std::process::id()) {

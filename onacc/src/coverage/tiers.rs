@@ -10,7 +10,7 @@ use super::kind::Kind;
 use super::outside::OutsideMarks;
 use crate::config::Settings;
 use crate::config::modes::{BpfMode, MarksMode};
-use crate::kernel::bpf::{self, BpfError, Loaded, OpenTier, Request};
+use crate::kernel::bpf::{BpfError, Loaded, OpenTier, Preparation, Request};
 use crate::kernel::fanotify::{MoveWatch, ProbedFeatures};
 
 const WITHOUT_BPF: &str = "no kernel marks on files that anyone could map for writing; a repeat open of a clean file is an event, answered from memory where the file's stamps tell every change";
@@ -84,19 +84,25 @@ pub fn wants(settings: &Settings, kind: Kind) -> u32 {
     deny | wants::WRITES | tags
 }
 
+/// Begins what takes long, unless `mode` is against it.
+pub fn prepare_filter_plane(mode: BpfMode) -> Option<Preparation> {
+    (mode != BpfMode::Off).then(Preparation::begin)
+}
+
 /// Loads the eBPF programs, as far as `mode` wants and the kernel grants it.
 ///
 /// # Errors
 /// A refusal, under [`BpfMode::Require`].
 pub fn load_filter_plane(
     mode: BpfMode,
+    preparation: Option<Preparation>,
     (wants, excluded): (u32, usize),
 ) -> Result<Option<Loaded>, BpfError> {
-    if mode == BpfMode::Off {
+    let Some(preparation) = preparation else {
         tracing::info!("onacc: tier: eBPF: off (--bpf=off): {WITHOUT_BPF}");
         return Ok(None);
-    }
-    let loaded = bpf::load(&Request {
+    };
+    let loaded = preparation.load(&Request {
         capacity: MARKS,
         wants,
         // Room for those that a reload brings.

@@ -49,6 +49,8 @@ pub trait Marker {
     /// Marks on overlays go into this group from now on: handing out an event of
     /// an overlay opens a file below it (`intake::lanes`).
     fn use_for_overlays(&mut self, group: Arc<Group>);
+    /// The group for marks on what is in this directory.
+    fn group_at(&self, directory: &OwnedFd) -> Arc<Group>;
     /// As [`Inotify::read`].
     ///
     /// # Errors
@@ -130,6 +132,10 @@ impl Marker for KernelMarker {
 
     fn use_for_overlays(&mut self, group: Arc<Group>) {
         self.overlays = Some(group);
+    }
+
+    fn group_at(&self, directory: &OwnedFd) -> Arc<Group> {
+        Arc::clone(self.group(directory.as_fd()))
     }
 
     fn read<'a>(&self, buffer: &'a mut InotifyBuffer) -> Result<InotifyEvents<'a>, SyscallError> {

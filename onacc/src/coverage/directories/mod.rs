@@ -16,6 +16,7 @@
 //! open what is not a directory, or give up all because of one directory.
 //! `tree`, `names` and `opening` have unit tests; the whole is tested in `tests`.
 
+mod aside;
 mod follow;
 mod marker;
 mod names;
@@ -50,6 +51,7 @@ use crate::scan::Prescan;
 pub use marker::{KernelMarker, Marker};
 pub use names::Reach;
 
+use aside::Aside;
 use names::Names;
 use tree::{NodeId, Tree};
 use upkeep::Upkeep;
@@ -152,6 +154,8 @@ pub struct Directories<M: Marker = KernelMarker> {
     /// later, so that a directory that is only moved is never without.
     leaving: HashSet<WatchId>,
     upkeep: Upkeep,
+    /// Places marks during the first walk.
+    aside: Option<Aside>,
     /// The directory that was looked at last, for those in it.
     nearby: Option<(NodeId, OwnedFd)>,
     /// Path of the directory that is being looked at.
@@ -192,6 +196,7 @@ impl<M: Marker> Directories<M> {
             background: VecDeque::from([first]),
             leaving: HashSet::new(),
             upkeep: Upkeep::default(),
+            aside: None,
             nearby: None,
             path: Vec::new(),
             buffer: InotifyBuffer::new(),
@@ -204,6 +209,7 @@ impl<M: Marker> Directories<M> {
     /// call [`Self::run`]; it must be one of the agent's own threads. Ends early
     /// when told to stop.
     pub fn first_walk(&mut self) -> FirstWalk {
+        self.aside = Aside::start();
         loop {
             while !self.background.is_empty() && self.round() {}
             match self.upkeep.again.take() {
@@ -211,6 +217,7 @@ impl<M: Marker> Directories<M> {
                 _ => break,
             }
         }
+        self.aside = None;
         self.upkeep.walked = true;
         self.say_what_is_exhausted();
         let mut found = FirstWalk::default();
@@ -252,6 +259,7 @@ impl<M: Marker> Directories<M> {
             };
             self.visit(visit);
         }
+        self.join_aside();
         self.keep_up(Instant::now());
         self.nearby = None;
         true

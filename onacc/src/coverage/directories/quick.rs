@@ -31,6 +31,21 @@ pub(super) struct Alike {
     counted: bool,
 }
 
+/// How far a directory is protected.
+struct Placed {
+    /// Else `visit` is to look at it.
+    done: bool,
+    /// The mark is still to be placed.
+    mark_is_owed: bool,
+}
+
+impl Placed {
+    const NOTHING: Self = Self {
+        done: false,
+        mark_is_owed: false,
+    };
+}
+
 impl<M: Marker> Directories<M> {
     /// Whether all that is below the directory at `self.path`, which is followed
     /// as a whole, is judged like itself.
@@ -70,43 +85,54 @@ impl<M: Marker> Directories<M> {
                 None
             }
         };
+        let mut to_mark = Vec::new();
         for (count, (id, name)) in new.iter().enumerate() {
             if count % BEAT_EVERY == 0 {
                 self.links.heartbeat.beat();
                 self.links.heartbeat.rest();
             }
-            let done = inside
-                .as_ref()
-                .is_some_and(|inside| self.place_one(inside, alike, *id, name));
-            if !done {
+            let placed = inside.as_ref().map_or(Placed::NOTHING, |inside| {
+                self.place_one(inside, alike, *id, name)
+            });
+            if !placed.done {
                 self.push(Visit { id: *id, ..visit });
             }
+            if placed.mark_is_owed {
+                to_mark.push((*id, name.clone()));
+            }
         }
+        self.mark_aside(fd, to_mark);
     }
 
-    /// True: it is done. Else `visit` is to look at it.
+    /// Watches and marks one directory, or leaves the mark to [`super::aside`].
     fn place_one(
         &mut self,
         inside: &InDirectory<'_>,
         alike: Alike,
         id: NodeId,
         name: &CStr,
-    ) -> bool {
+    ) -> Placed {
         let Ok(watch) = self.marker.watch_in(inside, name) else {
-            return false;
+            return Placed::NOTHING;
         };
         // Seen before: bind mounts, moves. `visit` knows what to do.
         if self.leaving.contains(&watch) || self.tree.nodes_of(watch).next().is_some() {
-            return false;
+            return Placed::NOTHING;
         }
         // After the watch: a sub-directory that is made now is told by it.
         let Ok(stat) = inside.stat(name) else {
-            return false;
+            return Placed::NOTHING;
         };
-        if stat.mount != alike.mount || self.marker.mark_in(inside, name).is_err() {
-            return false;
+        if stat.mount != alike.mount {
+            return Placed::NOTHING;
         }
-        self.links.counters.directory_marks.up();
+        let mark_is_owed = self.aside.is_some();
+        if !mark_is_owed {
+            if self.marker.mark_in(inside, name).is_err() {
+                return Placed::NOTHING;
+            }
+            self.links.counters.directory_marks.up();
+        }
         self.tree.set_watch(id, Some(watch));
         let leaf = alike.counted && stat.links == 2;
         if let Some(state) = self.tree.state_mut(id) {
@@ -114,6 +140,9 @@ impl<M: Marker> Directories<M> {
             state.settled = leaf;
             state.whole = leaf;
         }
-        leaf
+        Placed {
+            done: leaf,
+            mark_is_owed,
+        }
     }
 }

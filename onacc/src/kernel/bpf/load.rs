@@ -9,7 +9,7 @@
 use std::fmt;
 use std::fs::{self, File};
 use std::sync::Arc;
-use std::thread;
+use std::thread::{self, JoinHandle};
 
 use aya::maps::{Array, HashMap, InodeStorage, Map, MapError, PerCpuArray, RingBuf};
 use aya::programs::{BtfTracePoint, FEntry, Lsm, ProgramError};
@@ -25,8 +25,8 @@ use super::mapped::MappedArray;
 use super::offsets::{self, OPEN_CALLS, Offsets};
 use super::outside::Outside;
 use super::tags::Tags;
-use super::{BpfError, FilterCounters, FilterPlane};
-use crate::kernel::btf::{Btf, BtfError};
+use super::{BpfError, FilterCounters, FilterPlane, probe};
+use crate::kernel::btf::{Btf, BtfError, Named};
 
 /// The hooks of the tiers "fentry" and "tracepoint", built by `build.rs`.
 static TRACING_OBJECT: &[u8] = aya::include_bytes_aligned!(env!("ONACC_EBPF_OBJECT"));
@@ -146,6 +146,15 @@ impl Hook {
         }
     }
 
+    /// The type that the kernel knows the hook by, as aya looks it up.
+    fn type_name(self) -> (String, Named) {
+        match self {
+            Self::Lsm(_, hook) => (format!("bpf_lsm_{hook}"), Named::Function),
+            Self::Fentry(_, hook) => (hook.to_owned(), Named::Function),
+            Self::TpBtf(_, hook) => (format!("btf_trace_{hook}"), Named::Typedef),
+        }
+    }
+
     fn load(self, programs: &mut Ebpf, btf: &aya::Btf) -> Result<(), BpfError> {
         let program = programs
             .program_mut(self.program())
@@ -198,68 +207,113 @@ pub struct Loaded {
     pub notes: Vec<String>,
 }
 
-/// Loads and attaches what `request` needs, as far as the kernel grants it.
-///
-/// # Errors
-/// [`BpfError`]: not even the hook on dirtied inodes is to be had.
-pub fn load(request: &Request) -> Result<Loaded, BpfError> {
-    let unreadable =
-        |error: &dyn fmt::Display| BtfError::Unreadable(format!("{BTF_FILE}: {error}"));
-    let bytes = fs::read(BTF_FILE).map_err(|error| unreadable(&error))?;
-    // aya reads the kernel's types for its object_files and once more for us, ten
-    // milliseconds each: start-up waits for the longest of three.
-    let (mut object_files, btf, own_btf) = thread::scope(|scope| {
-        let object_files = scope.spawn(EbpfLoader::new);
-        let btf = scope.spawn(aya::Btf::from_sys_fs);
-        let own_btf = Btf::parse(&bytes);
-        let panicked = "a panic ends the process";
-        (
-            object_files.join().expect(panicked),
-            btf.join().expect(panicked),
-            own_btf,
-        )
-    });
-    let btf = btf.map_err(|error| unreadable(&error))?;
-    let own_btf = own_btf?;
-    let mut offsets = offsets::of_inodes(&own_btf)?;
-    let mut notes = Vec::new();
-    let mut candidates = Vec::new();
-    if request.wants != 0 {
-        candidates = open_tiers(&own_btf, &mut offsets, &mut notes);
+/// What can be got ready before it is known what is wanted: aya reads all of the
+/// kernel's types when it makes a loader, which takes longer than all else here.
+#[derive(Debug)]
+pub struct Preparation(JoinHandle<EbpfLoader<'static>>);
+
+impl Preparation {
+    /// Begins, on a thread of its own.
+    pub fn begin() -> Self {
+        Self(thread::spawn(EbpfLoader::new))
     }
-    let wanted: Vec<u32> = candidates
-        .iter()
-        .map(|tier| request.wants & tier.can())
-        .collect();
-    object_files.btf(Some(&btf));
-    for (name, offset) in &offsets {
-        // An object lacks the globals of what it has no program for.
-        object_files.override_global(name, offset, false);
-    }
-    for (name, number) in globals::OPEN_CALLS.into_iter().zip(&OPEN_CALLS) {
-        object_files.override_global(name, number, false);
-    }
-    object_files.map_max_entries("CACHED", request.capacity);
-    object_files.map_max_entries("WATCHED", FILESYSTEMS);
-    object_files.map_max_entries("EXCLUDED", request.excluded.max(1));
-    for (tier, wanted) in candidates.into_iter().zip(&wanted) {
-        if *wanted == 0 {
-            continue;
+
+    /// Loads and attaches what `request` needs, as far as the kernel grants it.
+    ///
+    /// # Errors
+    /// [`BpfError`]: not even the hook on dirtied inodes is to be had.
+    pub fn load(self, request: &Request) -> Result<Loaded, BpfError> {
+        let bytes = kernel_types()?;
+        let own_btf = Btf::parse(&bytes)?;
+        let btf = excerpt(&own_btf)?;
+        let mut offsets = offsets::of_inodes(&own_btf)?;
+        let mut notes = Vec::new();
+        let mut candidates = Vec::new();
+        if request.wants != 0 {
+            candidates = open_tiers(&own_btf, &mut offsets, &mut notes);
         }
-        match attempt(&mut object_files, (Some(tier), wanted), &btf) {
-            Ok(loaded) => return Ok(Loaded { notes, ..loaded }),
-            Err(error) => {
-                if let BpfError::Refused { log, .. } = &error
-                    && !log.is_empty()
-                {
-                    tracing::debug!("onacc: {tier}: the verifier's words:\n{log}");
+        candidates.retain(|tier| request.wants & tier.can() != 0);
+        candidates.retain(|tier| match probe::refusal(*tier, &own_btf) {
+            None => true,
+            Some(error) => {
+                notes.push(format!(
+                    "{tier}: the kernel refuses programs of this kind: {error}"
+                ));
+                false
+            }
+        });
+        self.try_all((request, candidates), (&offsets, &btf), notes)
+    }
+
+    /// The best of these tiers that is granted, or none.
+    fn try_all(
+        self,
+        (request, candidates): (&Request, Vec<OpenTier>),
+        (offsets, btf): (&Offsets, &aya::Btf),
+        mut notes: Vec<String>,
+    ) -> Result<Loaded, BpfError> {
+        let wanted: Vec<u32> = candidates
+            .iter()
+            .map(|tier| request.wants & tier.can())
+            .collect();
+        // Found once a process; while the loader is being made.
+        let _known_from_now_on = aya::features();
+        let mut loader: EbpfLoader<'_> = self.0.join().expect("a panic ends the process");
+        for (name, offset) in offsets {
+            // An object lacks the globals of what it has no program for.
+            loader.override_global(name, offset, false);
+        }
+        for (name, number) in globals::OPEN_CALLS.into_iter().zip(&OPEN_CALLS) {
+            loader.override_global(name, number, false);
+        }
+        loader.map_max_entries("CACHED", request.capacity);
+        loader.map_max_entries("WATCHED", FILESYSTEMS);
+        loader.map_max_entries("EXCLUDED", request.excluded.max(1));
+        for (tier, wanted) in candidates.into_iter().zip(&wanted) {
+            match attempt(&mut loader, (Some(tier), wanted), btf) {
+                Ok(loaded) => return Ok(Loaded { notes, ..loaded }),
+                Err(error) => {
+                    if let BpfError::Refused { log, .. } = &error
+                        && !log.is_empty()
+                    {
+                        tracing::debug!("onacc: {tier}: the verifier's words:\n{log}");
+                    }
+                    notes.push(format!("{tier}: {error}"));
                 }
-                notes.push(format!("{tier}: {error}"));
             }
         }
+        let loaded = attempt(&mut loader, (None, &0), btf)?;
+        Ok(Loaded { notes, ..loaded })
     }
-    let loaded = attempt(&mut object_files, (None, &0), &btf)?;
-    Ok(Loaded { notes, ..loaded })
+}
+
+/// As [`Preparation::load`], without any.
+///
+/// # Errors
+/// As [`Preparation::load`].
+pub fn load(request: &Request) -> Result<Loaded, BpfError> {
+    Preparation::begin().load(request)
+}
+
+fn kernel_types() -> Result<Vec<u8>, BtfError> {
+    fs::read(BTF_FILE).map_err(|error| BtfError::Unreadable(format!("{BTF_FILE}: {error}")))
+}
+
+/// The ids of all hooks, for aya: reading all types once more would take it ten
+/// milliseconds.
+fn excerpt(btf: &Btf<'_>) -> Result<aya::Btf, BtfError> {
+    let names: Vec<(String, Named)> = [OpenTier::Lsm, OpenTier::Fentry, OpenTier::Tracepoint]
+        .into_iter()
+        .flat_map(|tier| tier.hooks(u32::MAX))
+        .chain([DIRTIED])
+        .map(Hook::type_name)
+        .collect();
+    let names: Vec<(&str, Named)> = names
+        .iter()
+        .map(|(name, what)| (name.as_str(), *what))
+        .collect();
+    aya::Btf::parse(&btf.excerpt(&names), aya::Endianness::default())
+        .map_err(|_| BtfError::Malformed("an excerpt of it cannot be read"))
 }
 
 /// The tiers that are worth trying, best first, and the offsets they need.
@@ -420,4 +474,20 @@ fn parts(mut programs: Ebpf, (tier, wanted): (Option<OpenTier>, u32)) -> Result<
         tags,
         notes: Vec::new(),
     })
+}
+
+/// As [`load`], with this tier alone and without asking the probe.
+#[cfg(test)]
+pub(super) fn unprobed(request: &Request, tier: OpenTier) -> Result<Loaded, BpfError> {
+    let bytes = kernel_types()?;
+    let own_btf = Btf::parse(&bytes)?;
+    let mut offsets = offsets::of_inodes(&own_btf)?;
+    offsets.extend(offsets::of_opens(&own_btf)?);
+    let btf = excerpt(&own_btf)?;
+    let loaded =
+        Preparation::begin().try_all((request, vec![tier]), (&offsets, &btf), Vec::new())?;
+    match loaded.tier {
+        Some(_) => Ok(loaded),
+        None => Err(BpfError::NeverFires),
+    }
 }

@@ -16,6 +16,7 @@ mod load;
 mod mapped;
 mod offsets;
 mod outside;
+mod probe;
 mod tags;
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -32,7 +33,7 @@ use outside::Outside;
 pub use controls::Controls;
 pub use denied::SignatureNames;
 pub use feed::{Missed, OpenFeed};
-pub use load::{Loaded, OpenTier, Request, load};
+pub use load::{Loaded, OpenTier, Preparation, Request, load};
 pub use tags::Tags;
 
 /// The filter plane is not to be had.

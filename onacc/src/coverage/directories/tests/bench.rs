@@ -81,6 +81,9 @@ impl Marker for Scarce {
     fn use_for_overlays(&mut self, group: Arc<Group>) {
         self.kernel.use_for_overlays(group);
     }
+    fn group_at(&self, directory: &OwnedFd) -> Arc<Group> {
+        self.kernel.group_at(directory)
+    }
     fn read<'a>(&self, buffer: &'a mut InotifyBuffer) -> Result<InotifyEvents<'a>, SyscallError> {
         self.kernel.read(buffer)
     }
