@@ -231,9 +231,12 @@ impl Keeper {
         let none = (waker.as_fd(), PollFlags::empty());
         let readable = PollFlags::POLLIN;
         let plane = self.marks.world().records().map(|fd| (fd, readable));
-        let moves = self.outside.as_ref().map(|moves| (moves.as_fd(), readable));
+        let [moved, also] = match &self.outside {
+            Some(outside) => outside.fds().map(|fd| (fd, readable)),
+            None => [none; 2],
+        };
         let until = Some(Instant::now() + NAP);
-        if let Err(error) = sleep([plane.unwrap_or(none), moves.unwrap_or(none)], until) {
+        if let Err(error) = sleep([plane.unwrap_or(none), moved, also], until) {
             tracing::debug!("onacc: {error}");
         }
     }
@@ -246,14 +249,15 @@ impl Keeper {
         let waker = self.messages.waker().clone();
         let wake = (waker.as_fd(), PollFlags::POLLIN);
         let readable = PollFlags::POLLIN;
-        // Where there is nothing to poll, the waker stands in twice.
+        // Where there is nothing to poll, the waker stands in.
         let plane = self.marks.world().records().unwrap_or(waker.as_fd());
-        let moves = self
-            .outside
-            .as_ref()
-            .map_or(waker.as_fd(), |outside| outside.as_fd());
-        let notified =
-            sleep([wake, (plane, readable), (moves, readable)], None).map(|[woken, ..]| woken);
+        let [moved, also] = match &self.outside {
+            Some(outside) => outside.fds(),
+            None => [waker.as_fd(); 2],
+        };
+        let polled = [plane, moved, also].map(|fd| (fd, readable));
+        let [plane, moved, also] = polled;
+        let notified = sleep([wake, plane, moved, also], None).map(|[woken, ..]| woken);
         self.messages.end_sleep(notified.unwrap_or(true));
     }
 }

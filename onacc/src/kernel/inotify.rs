@@ -156,6 +156,27 @@ impl Inotify {
         self.add(name, DIRECTORY_MASK | libc::IN_DONT_FOLLOW)
     }
 
+    /// Watches a directory for its own move alone, or also for what goes from it
+    /// and what is moved into it.
+    ///
+    /// # Errors
+    /// As [`Self::watch`].
+    pub fn watch_moves(
+        &self,
+        directory: BorrowedFd<'_>,
+        entries: bool,
+    ) -> Result<WatchId, WatchError> {
+        let mut name = [0u8; 32];
+        let entries = match entries {
+            true => libc::IN_DELETE | libc::IN_MOVED_FROM | libc::IN_MOVED_TO,
+            false => 0,
+        };
+        self.add(
+            super::procfs::fd_path(directory, &mut name),
+            libc::IN_ONLYDIR | libc::IN_MASK_ADD | libc::IN_MOVE_SELF | entries,
+        )
+    }
+
     fn add(&self, path: &CStr, mask: u32) -> Result<WatchId, WatchError> {
         // SAFETY: the path is NUL-terminated and lives until after the call.
         let watch = unsafe { libc::inotify_add_watch(self.0.as_raw_fd(), path.as_ptr(), mask) };

@@ -6,6 +6,8 @@
 //! exist yet is in scope the moment it appears. Must not: ask the filesystem.
 
 use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use super::rules::PathLimits;
@@ -139,21 +141,25 @@ impl Scope {
         Some(self.side_of_parts(mount.dev, &mount.root, below))
     }
 
-    /// Whether a rule names something directly in this directory. An ignore
-    /// mark there would hide it.
-    pub fn names_something_in(&self, mount: &Mount, directory: &[u8]) -> bool {
-        use std::os::unix::ffi::OsStrExt as _;
+    /// The names directly in this directory that a rule is about. An ignore
+    /// mark there would hide what has such a name, unless it is a directory.
+    /// `None`: the path does not fit the mount.
+    pub fn names_in(&self, mount: &Mount, directory: &[u8]) -> Option<Vec<&OsStr>> {
         let Some(rules) = self.filesystems.get(&mount.dev) else {
-            return false;
+            return Some(Vec::new());
         };
-        let directory = Path::new(std::ffi::OsStr::from_bytes(directory));
-        let Ok(below) = directory.strip_prefix(&mount.point) else {
-            return true;
-        };
+        let directory = Path::new(OsStr::from_bytes(directory));
+        let below = directory.strip_prefix(&mount.point).ok()?;
         let place = crate::kernel::mounts::join(&mount.root, below);
-        rules
-            .iter()
-            .any(|rule| rule.side == Side::Inside && rule.path.parent() == Some(place.as_path()))
+        Some(
+            rules
+                .iter()
+                .filter(|rule| {
+                    rule.side == Side::Inside && rule.path.parent() == Some(place.as_path())
+                })
+                .filter_map(|rule| rule.path.file_name())
+                .collect(),
+        )
     }
 
     /// Whether all that is protected on this mount's filesystem lies within the

@@ -18,5 +18,5 @@ pub use arrivals::{Arrival, ArrivalWatch, FilesystemId, parse as parse_arrivals}
 pub use budget::{FdBudget, Permit};
 pub use group::{Group, GroupKind, InitError, Opens, ReadBuffer, ReadError, Taken, Wanted};
 pub use marks::{MarkError, ProbedFeatures, WriterProbe};
-pub use outside::MoveWatch;
+pub use outside::{MoveWatch, Told};
 pub use pending::{Answer, EventFile, PendingEvent};
