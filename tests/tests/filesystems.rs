@@ -144,6 +144,73 @@ fn directories_are_learned_and_followed_on_xfs_and_btrfs() {
     }
 }
 
+/// What stands directly beside an include path is ignored like all that is out of
+/// scope, and still the include path may become another thing at any time.
+#[test]
+fn beside_the_include_path_opens_end_in_the_kernel_and_a_file_in_its_place_is_seen() {
+    require_root!();
+    let sites = [Site::ext4(), Site::tmpfs()].into_iter().chain(sites());
+    for site in sites {
+        let site = or_skip!(site);
+        let beside = site.scratch().write("beside", &infected());
+        let bad = site.write("bad", &infected());
+        let (include, away) = (site.watched(), site.scratch().join("away"));
+        let agent = site.agent().start();
+        settle(&agent, &[&beside]);
+        assert_refused(&bad);
+        // A file that is put in place of the directory.
+        let file = site.scratch().write("file", &infected());
+        fs::rename(include, &away).unwrap();
+        fs::rename(&file, include).unwrap();
+        assert!(refused_within(include, MOVE_WINDOW).is_some());
+        fs::remove_file(include).unwrap();
+        fs::rename(&away, include).unwrap();
+        assert_refused(&bad);
+        settle(&agent, &[&beside]);
+        // Deleted while somebody is in it, and a file made instead.
+        let inside = fs::File::open(include).unwrap();
+        fs::remove_dir_all(include).unwrap();
+        fs::write(include, infected()).unwrap();
+        assert!(refused_within(include, MOVE_WINDOW).is_some());
+        drop(inside);
+        // And a directory again.
+        fs::remove_file(include).unwrap();
+        fs::create_dir(include).unwrap();
+        fs::write(&bad, infected()).unwrap();
+        assert_refused(&bad);
+        settle(&agent, &[&beside]);
+    }
+}
+
+#[test]
+fn opens_in_btrfs_subvolumes_out_of_scope_end_in_the_kernel_and_moves_are_seen() {
+    require_root!();
+    let site = or_skip!(ScratchFs::btrfs(128).and_then(Site::on));
+    site.scratch().mkdir("out");
+    let volume = site.scratch().join("out/volume");
+    or_skip!(subvolume(&volume));
+    site.scratch().mkdir("out/volume/dir");
+    let paths = ["dir/bad", "bad"].map(|name| {
+        let path = volume.join(name);
+        fs::write(&path, infected()).unwrap();
+        path
+    });
+    let agent = site.agent().start();
+    let inside = site.watched().join("volume");
+    for _ in 0..3 {
+        settle(&agent, &[&paths[0], &paths[1]]);
+        fs::rename(&volume, &inside).unwrap();
+        for name in ["dir/bad", "bad"] {
+            assert!(refused_within(&inside.join(name), MOVE_WINDOW).is_some());
+        }
+        fs::rename(&inside, &volume).unwrap();
+        assert_opens(&paths[0]);
+    }
+    settle(&agent, &[&paths[0]]);
+    fs::rename(volume.join("dir"), site.watched().join("dir")).unwrap();
+    assert!(refused_within(&site.watched().join("dir/bad"), MOVE_WINDOW).is_some());
+}
+
 fn subvolume(at: &Path) -> Result<(), String> {
     run(Command::new("btrfs")
         .args(["-q", "subvolume", "create"])

@@ -82,7 +82,8 @@ pub(super) fn load_filter(
 ) -> Result<Filter, BpfError> {
     let excluded = settings.excluded_uids.len() + settings.excluded_names.len();
     let wants = tiers::wants(settings, kind);
-    let Some(loaded) = tiers::load_filter_plane(settings.bpf, preparation, (wants, excluded))? else {
+    let Some(loaded) = tiers::load_filter_plane(settings.bpf, preparation, (wants, excluded))?
+    else {
         return Ok(Filter::default());
     };
     if let Err(error) = loaded.controls.exempt(std::process::id()) {

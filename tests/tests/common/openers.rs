@@ -9,6 +9,7 @@ use std::{
     io::{self, Read},
     path::{Path, PathBuf},
     sync::{
+        Mutex,
         atomic::{AtomicU64, Ordering},
         mpsc::{Receiver, Sender, channel},
     },
@@ -16,13 +17,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::common::{STORE_WINDOW, infected, marker};
+use crate::{
+    common::{STORE_WINDOW, infected, marker},
+    processes::Reader,
+    world::lock,
+};
 
 /// How long after its cause an infected file may still open. Microseconds on an
 /// idle machine; here the workers themselves keep the agent from its processors.
 const WINDOW: Duration = STORE_WINDOW;
 /// No open may take longer than the agent's own bound, and some.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What an open must come to.
 #[derive(Clone, Copy, Debug, Default)]
@@ -50,6 +55,11 @@ impl Slips {
     /// How many opens were checked.
     pub fn checks(&self) -> u64 {
         self.checks.load(Ordering::Relaxed)
+    }
+
+    /// Slips that no store or move explains.
+    pub fn after_write(&self) -> u64 {
+        self.after_write.load(Ordering::Relaxed)
     }
 
     /// Whether this is the first slip of the run that no store or move explains.
@@ -85,9 +95,11 @@ impl fmt::Display for Slips {
     }
 }
 
-/// A thread that opens what it is told to: never the one that wrote it.
+/// Opens what it is told to, never by the thread that wrote it: for reading by a
+/// process of its own, for writing by another thread.
 #[derive(Debug)]
 pub struct Opener {
+    reader: Mutex<Reader>,
     orders: Sender<(PathBuf, OpenOptions)>,
     results: Receiver<io::Result<File>>,
 }
@@ -104,7 +116,11 @@ impl Opener {
                 }
             }
         });
-        Self { orders, results }
+        Self {
+            reader: Mutex::new(Reader::start()),
+            orders,
+            results,
+        }
     }
 
     fn open_once(&self, path: &Path, options: &OpenOptions) -> Result<io::Result<File>, String> {
@@ -114,6 +130,52 @@ impl Opener {
             let result = self.results.recv_timeout(PATIENCE);
             result.map_err(|error| format!("{}: the open hangs: {error}", path.display()))
         })
+    }
+
+    /// The error number of an open for reading by the other process, 0 for none.
+    fn read_once(&self, path: &Path) -> Result<i32, String> {
+        let read = lock(&self.reader).open(path, PATIENCE);
+        read.map_err(|error| format!("{}: the open hangs: {error}", path.display()))
+    }
+
+    /// Has the other process open a file for reading, and says what is wrong
+    /// unless it comes as expected.
+    pub fn check(&self, path: &Path, expected: Expected, slips: &Slips) -> Result<(), String> {
+        let started = Instant::now();
+        match (self.read_once(path)?, expected.refused) {
+            (libc::EPERM, true) => {
+                slips.checks.fetch_add(1, Ordering::Relaxed);
+                slips.refused.fetch_add(1, Ordering::Relaxed);
+                Ok(())
+            }
+            (0, false) => {
+                slips.checks.fetch_add(1, Ordering::Relaxed);
+                Ok(())
+            }
+            // Within a window, or not: as for any open, which tries again.
+            (0, true) => {
+                let cause = expected.stored.max(expected.moved);
+                let read = OpenOptions::new().read(true).clone();
+                match cause.filter(|cause| started < *cause + WINDOW) {
+                    Some(cause) => slips.slipped(expected, cause),
+                    // As in `open`: once a run, for a moment.
+                    None if slips.is_first_after_write() && self.refused_soon(path, &read)? => {}
+                    None => {
+                        return Err(format!(
+                            "{}: infected, and another process opened it (last store or move {:?} before)",
+                            path.display(),
+                            cause.map(|cause| started - cause)
+                        ));
+                    }
+                }
+                self.open(path, &read, expected, slips).map(drop)
+            }
+            (errno, _) => Err(format!(
+                "{}: must open, but another process got: {}",
+                path.display(),
+                io::Error::from_raw_os_error(errno)
+            )),
+        }
     }
 
     /// Whether the file is refused again within a moment.

@@ -26,7 +26,8 @@ use onacc_tests::SharedMapping;
 
 use crate::{
     common::{infected, marker},
-    openers::{Expected, Opener, Slips},
+    openers::{Expected, Opener, PATIENCE, Slips},
+    processes::Mapper,
     world::{
         Content, DIRECTORIES, Directory, Inode, Rng, SLOTS, Side, Slot, World, any_bytes,
         clean_bytes, empty_slots, lock,
@@ -130,8 +131,8 @@ impl<'a> Worker<'a> {
     }
 
     fn check(&self, named: &Named<'_>, content: &Content) -> Step {
-        self.open(named, content, OpenOptions::new().read(true))
-            .map(drop)
+        let expected = Self::expected(named, content);
+        self.opener.check(&named.path, expected, self.slips)
     }
 
     /// Opens every file there is.
@@ -169,6 +170,7 @@ impl<'a> Worker<'a> {
         match self.rng.below(20) {
             0..=1 => self.write(&named, &mut content)?,
             2..=3 => self.write_part(&named, &mut content)?,
+            4..=6 if self.rng.chance(15) => self.store_elsewhere(&named, &mut content)?,
             4..=6 => self.store(&named, &mut content)?,
             7 => self.truncate(&named, &mut content)?,
             8..=9 => {
@@ -301,6 +303,32 @@ impl<'a> Worker<'a> {
         }
         drop(mapping);
         drop(file);
+        Ok(())
+    }
+
+    /// A store by a process that has mapped the file and has closed it since: the
+    /// mapping outlives the fd, and, half the time, the check before its end.
+    fn store_elsewhere(&mut self, named: &Named<'_>, content: &mut Content) -> Step {
+        let expected = Self::expected(named, content);
+        // One that is refused cannot map it; within a window it might.
+        if content.bytes.is_empty() || expected.refused {
+            return Ok(());
+        }
+        let (offset, bytes) = self.patch(content.bytes.len());
+        self.note("map by another process", &named.path);
+        let mut mapper = Mapper::start(&named.path, offset, &bytes, PATIENCE)?;
+        if self.rng.chance(50) {
+            // Its verdict must not outlive the store that comes.
+            self.check(named, content)?;
+        }
+        self.note("store by another process", &named.path);
+        mapper.store(PATIENCE)?;
+        content.bytes[offset..offset + bytes.len()].copy_from_slice(&bytes);
+        content.stored = Some(Instant::now());
+        if self.rng.chance(50) {
+            self.check(named, content)?;
+        }
+        drop(mapper);
         Ok(())
     }
 

@@ -109,6 +109,8 @@ pub struct Directory {
 #[derive(Debug)]
 pub struct World {
     root: PathBuf,
+    /// Whose it is: several processes have one each, side by side.
+    owner: u64,
     directories: Vec<RwLock<Directory>>,
     /// What became of the directories, and when.
     moves: Mutex<Vec<String>>,
@@ -117,7 +119,7 @@ pub struct World {
 
 impl World {
     /// Empty directories, to be made at [`World::top`].
-    pub fn new(root: &Path, rng: &mut Rng) -> Self {
+    pub fn new(root: &Path, owner: u64, rng: &mut Rng) -> Self {
         let directory = |_| {
             RwLock::new(Directory {
                 side: Side::random(rng),
@@ -127,6 +129,7 @@ impl World {
         };
         Self {
             root: root.to_path_buf(),
+            owner,
             directories: (0..DIRECTORIES).map(directory).collect(),
             moves: Mutex::default(),
             started: Instant::now(),
@@ -160,7 +163,8 @@ impl World {
 
     /// The top of a directory's tree: what is moved.
     pub fn top(&self, number: usize, side: Side) -> PathBuf {
-        side.base(&self.root).join(format!("dir{number}"))
+        let name = format!("dir{}-{number}", self.owner);
+        side.base(&self.root).join(name)
     }
 
     /// The directory that its files are in.

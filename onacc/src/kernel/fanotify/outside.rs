@@ -122,11 +122,7 @@ impl MoveWatch {
         }
     }
 
-    fn watch_by_inotify(
-        &self,
-        directory: BorrowedFd<'_>,
-        told: Told,
-    ) -> Result<(), SyscallError> {
+    fn watch_by_inotify(&self, directory: BorrowedFd<'_>, told: Told) -> Result<(), SyscallError> {
         let full = || SyscallError::from_errno("inotify_add_watch", nix::errno::Errno::ENOSPC);
         let mut watched = self.watched.borrow_mut();
         if watched.len() >= MOST_BY_INOTIFY {
