@@ -167,9 +167,10 @@ impl Inotify {
         entries: bool,
     ) -> Result<WatchId, WatchError> {
         let mut name = [0u8; 32];
-        let entries = match entries {
-            true => libc::IN_DELETE | libc::IN_MOVED_FROM | libc::IN_MOVED_TO,
-            false => 0,
+        let entries = if entries {
+            libc::IN_DELETE | libc::IN_MOVED_FROM | libc::IN_MOVED_TO
+        } else {
+            0
         };
         self.add(
             super::procfs::fd_path(directory, &mut name),

@@ -258,19 +258,19 @@ impl Preparation {
             .collect();
         // Found once a process; while the loader is being made.
         let _known_from_now_on = aya::features();
-        let mut loader: EbpfLoader<'_> = self.0.join().expect("a panic ends the process");
+        let mut objects: EbpfLoader<'_> = self.0.join().expect("a panic ends the process");
         for (name, offset) in offsets {
             // An object lacks the globals of what it has no program for.
-            loader.override_global(name, offset, false);
+            objects.override_global(name, offset, false);
         }
         for (name, number) in globals::OPEN_CALLS.into_iter().zip(&OPEN_CALLS) {
-            loader.override_global(name, number, false);
+            objects.override_global(name, number, false);
         }
-        loader.map_max_entries("CACHED", request.capacity);
-        loader.map_max_entries("WATCHED", FILESYSTEMS);
-        loader.map_max_entries("EXCLUDED", request.excluded.max(1));
+        objects.map_max_entries("CACHED", request.capacity);
+        objects.map_max_entries("WATCHED", FILESYSTEMS);
+        objects.map_max_entries("EXCLUDED", request.excluded.max(1));
         for (tier, wanted) in candidates.into_iter().zip(&wanted) {
-            match attempt(&mut loader, (Some(tier), wanted), btf) {
+            match attempt(&mut objects, (Some(tier), wanted), btf) {
                 Ok(loaded) => return Ok(Loaded { notes, ..loaded }),
                 Err(error) => {
                     if let BpfError::Refused { log, .. } = &error
@@ -282,7 +282,7 @@ impl Preparation {
                 }
             }
         }
-        let loaded = attempt(&mut loader, (None, &0), btf)?;
+        let loaded = attempt(&mut objects, (None, &0), btf)?;
         Ok(Loaded { notes, ..loaded })
     }
 }

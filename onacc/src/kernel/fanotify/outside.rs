@@ -128,12 +128,11 @@ impl MoveWatch {
         if watched.len() >= MOST_BY_INOTIFY {
             return Err(full());
         }
-        let inotify = match self.inotify.get() {
-            Some(inotify) => inotify,
-            None => {
-                let new = Inotify::new()?;
-                self.inotify.get_or_init(|| new)
-            }
+        let inotify = if let Some(inotify) = self.inotify.get() {
+            inotify
+        } else {
+            let new = Inotify::new()?;
+            self.inotify.get_or_init(|| new)
         };
         let watch = inotify
             .watch_moves(directory, told == Told::Entries)
@@ -152,7 +151,9 @@ impl MoveWatch {
     pub fn flush(&self, pinned: bool) -> Result<(), SyscallError> {
         let watched = self.watched.take();
         if let Some(inotify) = self.inotify.get() {
-            watched.into_iter().for_each(|watch| inotify.unwatch(watch));
+            for watch in watched {
+                inotify.unwatch(watch);
+            }
         }
         if !pinned {
             return Ok(());
