@@ -100,7 +100,7 @@ pub fn command(options: &Options) -> Result<()> {
     let wish = Wish {
         kernels: chosen(&options.kernel, &Series::ALL),
         tiers: if options.bless {
-            vec![Tier::Lsm, Tier::Fentry]
+            vec![Tier::Lsm, Tier::Fentry, Tier::Tracepoint]
         } else {
             chosen(&options.tier, &Tier::ALL)
         },

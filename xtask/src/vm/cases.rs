@@ -19,6 +19,9 @@ pub enum Tier {
     Lsm,
     /// It is not: LSM programs attach and never fire, fentry works
     Fentry,
+    /// Functions are not traced (`kernel.ftrace_enabled=0`): fentry and LSM programs
+    /// attach and never fire, tracepoints are left
+    Tracepoint,
     /// The kernel has no BTF to show, so that there is no eBPF at all
     Off,
     /// lockdown=confidentiality: no eBPF program may read the kernel's memory
@@ -27,12 +30,18 @@ pub enum Tier {
 
 impl Tier {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Lsm, Self::Fentry, Self::Off, Self::Locked];
+    pub const ALL: [Self; 5] = [
+        Self::Lsm,
+        Self::Fentry,
+        Self::Tracepoint,
+        Self::Off,
+        Self::Locked,
+    ];
 
     /// What it takes on the kernel's command line.
     pub fn append(self) -> &'static str {
         match self {
-            Self::Lsm => "",
+            Self::Lsm | Self::Tracepoint => "",
             Self::Fentry | Self::Off => "lsm=landlock,lockdown,yama,integrity",
             Self::Locked => "lockdown=confidentiality",
         }
@@ -45,13 +54,13 @@ impl Tier {
 
     /// Whether all programs can be loaded, to be measured.
     pub fn loads_all(self) -> bool {
-        matches!(self, Self::Lsm | Self::Fentry)
+        matches!(self, Self::Lsm | Self::Fentry | Self::Tracepoint)
     }
 
     /// The only test files that run in it, if not all.
     fn only_files(self) -> Option<&'static [&'static str]> {
         match self {
-            Self::Lsm | Self::Fentry | Self::Off => None,
+            Self::Lsm | Self::Fentry | Self::Tracepoint | Self::Off => None,
             Self::Locked => Some(&["bpf_opens", "kernel_lockdown", "notify"]),
         }
     }
@@ -60,6 +69,7 @@ impl Tier {
     pub fn prepare(self) -> &'static str {
         match self {
             Self::Lsm | Self::Fentry | Self::Locked => "",
+            Self::Tracepoint => "echo 0 >/proc/sys/kernel/ftrace_enabled\n",
             Self::Off => "mount --bind /dev/null /sys/kernel/btf/vmlinux\n",
         }
     }
@@ -70,6 +80,7 @@ impl fmt::Display for Tier {
         f.write_str(match self {
             Self::Lsm => "lsm",
             Self::Fentry => "fentry",
+            Self::Tracepoint => "tracepoint",
             Self::Off => "off",
             Self::Locked => "locked",
         })
