@@ -96,9 +96,9 @@ fn infected(file: &OfHook) -> Option<u32> {
     if u64::from(entry.epoch) != maps::epoch(epochs::DENIED)
         || entry.changed.sec != now.sec
         || entry.changed.nsec != now.nsec
-        || Known.is_exempt(file.process())
+        || Known.is_exempt_ancestor(file.process())
         || Known.is_excluded(file.euid())
-        || file.descends_from_exempt(|process| Known.is_exempt(process))
+        || file.descends_from_exempt(|process| Known.is_exempt_ancestor(process))
     {
         return None;
     }
