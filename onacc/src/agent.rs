@@ -155,6 +155,7 @@ fn try_run(cli: &Cli) -> Result<(), AgentError> {
     } else {
         Some(daemon::background()?)
     };
+    process::share_memory();
     process::forbid_core_dumps()?;
     process::register_thread();
     let signals = Signals::block()?;

@@ -163,6 +163,21 @@ fn changes_that_only_another_agent_can_take_up_leave_no_gap() {
         "{} files",
         count("fd")
     );
+    // What they had is given back: each has read the kernel's BTF.
+    let memory = || {
+        let status = fs::read_to_string(format!("/proc/{}/status", agent.pid()));
+        let status = status.expect("the agent runs");
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("RssAnon:"));
+        let number = line.and_then(|line| line.trim().split(' ').next());
+        number.and_then(|kib| kib.parse::<u64>().ok()).expect("KiB")
+    };
+    assert!(
+        wait_until(LIMIT, || memory() < 24 << 10),
+        "{} KiB after 25 reloads",
+        memory()
+    );
     // Past the patience of a watchdog that took an ended thread for a stuck one.
     thread::sleep(Duration::from_secs(6));
     assert!(agent.is_running(), "{}", agent.output());
