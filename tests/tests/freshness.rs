@@ -18,7 +18,7 @@ use std::{
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use common::{
@@ -106,6 +106,47 @@ fn of_a_thousand_marked_files_not_one_slips_by_when_written_and_opened() {
         File::open(path).is_ok()
     });
     assert_eq!(slipped.count(), 0, "of {FILES}");
+}
+
+/// Openers of an infected file that come at once: the scan that the first begins
+/// asks the kernel whether the file has writers, by a mark, and no open may slip by
+/// when that mark is destroyed.
+#[test]
+fn of_openers_that_come_at_once_not_one_slips_by() {
+    const FILES: usize = 3000;
+    const OPENERS: usize = 2;
+    require_root!();
+    let site = or_skip!(Site::ext4());
+    let paths: Vec<PathBuf> = (0..FILES)
+        .map(|n| site.write(format!("f{n}"), &infected()))
+        .collect();
+    thread::sleep(NO_LONGER_YOUNG);
+    let agent = site.agent().guard(Duration::from_mins(3)).start();
+    let arrived = AtomicUsize::new(0);
+    let open_all = |opener: usize| {
+        let mut slipped = 0;
+        for (n, path) in paths.iter().enumerate() {
+            arrived.fetch_add(1, Ordering::SeqCst);
+            while arrived.load(Ordering::SeqCst) < (n + 1) * OPENERS {
+                std::hint::spin_loop();
+            }
+            // The others come while the scan of the first begins.
+            let late = Duration::from_micros((opener * (n % 80)) as u64);
+            let since = Instant::now();
+            while since.elapsed() < late {}
+            slipped += usize::from(File::open(path).is_ok());
+        }
+        slipped
+    };
+    let slipped: usize = thread::scope(|scope| {
+        let open_all = &open_all;
+        let openers: Vec<_> = (0..OPENERS)
+            .map(|opener| scope.spawn(move || open_all(opener)))
+            .collect();
+        let counts = openers.into_iter().map(thread::ScopedJoinHandle::join);
+        counts.map(|count| count.expect("an opener")).sum()
+    });
+    assert_eq!(slipped, 0, "of {FILES}\n{}", agent.output());
 }
 
 #[test]
