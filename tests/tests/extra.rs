@@ -105,6 +105,9 @@ fn assert_all_ways(site: &Site, prevention: bool) {
 
     if prevention {
         assert_refused(&written);
+        // It is said after the answer.
+        let said = agent.wait_for("open refused: ", LIMIT);
+        said.expect("the refusal is said");
     }
     let before = agent.output().matches(" FOUND").count();
     fs::write(outside.join("far"), infected()).expect("the scene can be set");

@@ -172,7 +172,6 @@ pub const FAULTS: [Fault; 28] = [
         )
     },
     Fault {
-        quick: false,
         bound: AMPLE,
         ..Fault::new(
             "agent-settings-change",
@@ -310,7 +309,6 @@ pub const FAULTS: [Fault; 28] = [
         )
     },
     Fault {
-        quick: false,
         resident: false,
         // All of them are to wait at once, which takes a while to come about.
         bound: Duration::from_secs(20),
