@@ -13,6 +13,7 @@ mod lists;
 mod log_text;
 mod records;
 mod replies;
+mod sidecars;
 
 pub use btf::btf;
 pub use clamd_conf::{clamd_conf, onacc_toml};
@@ -23,12 +24,13 @@ pub use lists::lists;
 pub use log_text::log_text;
 pub use records::{arrivals, records};
 pub use replies::replies;
+pub use sidecars::sidecars;
 
 /// A parser and what must hold of it.
 pub type Check = fn(&[u8]);
 
 /// All of them, by the names of their fuzz targets and corpora.
-pub const CHECKS: [(&str, Check); 11] = [
+pub const CHECKS: [(&str, Check); 12] = [
     ("arrivals", arrivals),
     ("btf", btf),
     ("clamd_conf", clamd_conf),
@@ -40,4 +42,5 @@ pub const CHECKS: [(&str, Check); 11] = [
     ("onacc_toml", onacc_toml),
     ("records", records),
     ("replies", replies),
+    ("sidecars", sidecars),
 ];

@@ -234,10 +234,7 @@ impl Inotify {
             call: "read of the inotify fdinfo",
             source,
         })?;
-        Ok(bytes
-            .split(|byte| *byte == b'\n')
-            .filter_map(parse_fdinfo_line)
-            .collect())
+        Ok(parse_fdinfo(&bytes))
     }
 }
 
@@ -256,6 +253,12 @@ pub struct WatchedInode {
     pub dev: u32,
     /// The inode.
     pub handle: FileHandle,
+}
+
+/// The watches in a `/proc/<pid>/fdinfo/<fd>`; lines of another form are left out.
+pub fn parse_fdinfo(bytes: &[u8]) -> Vec<WatchedInode> {
+    let lines = bytes.split(|byte| *byte == b'\n');
+    lines.filter_map(parse_fdinfo_line).collect()
 }
 
 /// One line of `/proc/self/fdinfo/N` (`proc_pid_fdinfo(5)`); `None` if it is of

@@ -121,10 +121,7 @@ impl Proc {
         // The line is among the first; the name before it is at most 64 bytes long.
         let mut bytes = [0u8; 512];
         let got = std::fs::File::from(fd).read(&mut bytes).ok()?;
-        let text = String::from_utf8_lossy(&bytes[..got]);
-        text.lines()
-            .find_map(|line| line.strip_prefix("Tgid:"))
-            .and_then(|tgid| tgid.trim().parse().ok())
+        parse_process(&bytes[..got])
     }
 
     /// Whether a thread has ended, or is about to: who was killed while it waited
@@ -193,6 +190,13 @@ impl Proc {
         let got = std::fs::File::from(fd).read(&mut bytes).ok()?;
         parse_stat(&bytes[..got])
     }
+}
+
+/// The process in `/proc/<tid>/status` (`proc_pid_status(5)`), or in its beginning.
+pub fn parse_process(status: &[u8]) -> Option<i32> {
+    let text = String::from_utf8_lossy(status);
+    let line = text.lines().find_map(|line| line.strip_prefix("Tgid:"));
+    line?.trim().parse().ok()
 }
 
 /// The path in the line of version 2 of `/proc/<tid>/cgroup` (cgroups(7)). A

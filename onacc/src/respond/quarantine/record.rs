@@ -148,6 +148,14 @@ pub struct Record {
 }
 
 impl Record {
+    /// Reads a sidecar.
+    ///
+    /// # Errors
+    /// It is no record, or not a whole one.
+    pub fn parse(bytes: &[u8]) -> Result<Self, serde_json::Error> {
+        serde_json::from_slice(bytes)
+    }
+
     /// The permission bits.
     pub fn mode_bits(&self) -> Option<u32> {
         u32::from_str_radix(&self.mode, 8).ok()

@@ -295,9 +295,7 @@ impl Store {
         let read = file.take(1 << 20).read_to_end(&mut text);
         Some(
             read.map_err(|error| failed(error.to_string()))
-                .and_then(|_| {
-                    serde_json::from_slice(&text).map_err(|error| failed(error.to_string()))
-                }),
+                .and_then(|_| Record::parse(&text).map_err(|error| failed(error.to_string()))),
         )
     }
 
