@@ -8,6 +8,7 @@
 //! that it measured what its name says, and is an error otherwise. Agents mark
 //! filesystems of the benchmark's own alone, and a guard kills each by its id.
 
+mod answerer;
 mod clock;
 mod compare;
 mod cpu;

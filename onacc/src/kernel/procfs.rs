@@ -112,6 +112,11 @@ impl Proc {
         })
     }
 
+    /// Whether a thread runs a program that [`Executable::is_clamd`].
+    pub fn is_clamd(&self, tid: i32) -> bool {
+        self.executable(tid).is_some_and(|exe| exe.is_clamd())
+    }
+
     /// The process that a thread belongs to; `None` if it is gone.
     pub fn process_of(&self, tid: i32) -> Option<i32> {
         let mut name = [0u8; 32];

@@ -152,8 +152,7 @@ fn find(proc: &Proc, from: From) -> Behind {
 }
 
 fn follow(proc: &Proc, start: i32, ours: Option<SocketAddr>) -> Behind {
-    let is_clamd = |pid| proc.executable(pid).is_some_and(|exe| exe.is_clamd());
-    if is_clamd(start) {
+    if proc.is_clamd(start) {
         return Behind::one(start, End::Clamd);
     }
     // What lies on a way that leads nowhere is nobody.
@@ -173,7 +172,7 @@ fn follow(proc: &Proc, start: i32, ours: Option<SocketAddr>) -> Behind {
         let mut clamds: Vec<i32> = holders
             .values()
             .copied()
-            .filter(|pid| is_clamd(*pid))
+            .filter(|pid| proc.is_clamd(*pid))
             .collect();
         clamds.sort_unstable();
         clamds.dedup();
@@ -257,19 +256,20 @@ fn begun(rows: &[Row], own: &HashSet<u64>, ours: Option<SocketAddr>) -> Vec<Opti
 }
 
 fn tcp_rows(net: &str) -> Vec<Row> {
-    ["tcp", "tcp6"]
-        .iter()
-        .filter_map(|name| std::fs::read_to_string(format!("{net}/{name}")).ok())
+    tcp_tables(net)
         .flat_map(|table| parse_table(&table).collect::<Vec<_>>())
         .collect()
 }
 
+fn tcp_tables(net: &str) -> impl Iterator<Item = String> {
+    ["tcp", "tcp6"]
+        .into_iter()
+        .filter_map(move |name| std::fs::read_to_string(format!("{net}/{name}")).ok())
+}
+
 /// The process that holds the other end of a TCP connection within this host.
 fn holder_of_connection(proc: &Proc, ours: SocketAddr, theirs: SocketAddr) -> Option<i32> {
-    let inode = ["/proc/net/tcp", "/proc/net/tcp6"]
-        .iter()
-        .filter_map(|path| std::fs::read_to_string(path).ok())
-        .find_map(|table| socket_inode(&table, theirs, ours))?;
+    let inode = tcp_tables("/proc/net").find_map(|table| socket_inode(&table, theirs, ours))?;
     holders(proc, &HashSet::from([inode])).remove(&inode)
 }
 

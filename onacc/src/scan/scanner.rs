@@ -102,7 +102,7 @@ impl ScannerIdentity {
     /// can be written by root alone. Asked when an open would be denied because
     /// no clamd answers (it may be one that starts), and once for each session.
     pub fn looks_like_clamd(&self, tid: i32) -> bool {
-        self.proc.executable(tid).is_some_and(|exe| exe.is_clamd())
+        self.proc.is_clamd(tid)
     }
 }
 

@@ -24,7 +24,7 @@ use crate::{
     bench::{
         clock::{Budget, Sample, time_opens},
         cpu::CpuTimes,
-        floor::Floor,
+        floor,
         report::shown,
         row::{Column, Reading, Row, Unit, take},
         stage::{Stage, Watch, end, grown, probe, rest},
@@ -91,7 +91,7 @@ pub fn measure(stage: &Stage) -> Result<Vec<Row>> {
             let row = std::slice::from_mut(row);
             let open = || open_in_child(stage, &file, placement);
             take(row, Column::Baseline, || {
-                let floor = Floor::start(&file)?;
+                let floor = floor::start(&file)?;
                 placement.hold_thread(floor.tid())?;
                 let sample = open()?;
                 let answered = floor.end()?;

@@ -10,7 +10,6 @@
 use std::{
     fs::{self, File},
     path::{Path, PathBuf},
-    thread,
     time::{Duration, Instant},
 };
 
@@ -18,9 +17,10 @@ use onacc_tests::{Agent, ScratchFs, client::Session};
 
 use crate::{
     bench::{
-        clock::{nanoseconds, sample},
+        clock::sample,
         cpu::{CpuTimes, own_time},
-        minimal_agent::MinimalAgent,
+        minimal_agent,
+        openers::time_once,
         report::shown,
         row::{Column, Goal, Reading, Row, Unit, take},
         stage::{Stage, Watch, end, grown, probe},
@@ -177,7 +177,7 @@ fn open_with_minimal(
     // Its end is an open, of a file that is clean.
     let wake = wake.with_file_name("minimal-end");
     fs::write(&wake, b"clean").map_err(|error| format!("{}: {error}", wake.display()))?;
-    let agent = MinimalAgent::start(&wake, &stage.clamd.socket())?;
+    let agent = minimal_agent::start(&wake, &stage.clamd.socket())?;
     let clamd = CpuTimes::of(stage.clamd.pid())?;
     let own = CpuTimes::of_one(agent.tid())?;
     let reading = open_all(files, openers)?;
@@ -247,19 +247,8 @@ fn processor_time(stage: &Stage, before: &CpuTimes, count: usize) -> Result<Stri
 
 /// Opens all files, shared out among openers.
 pub fn open_all(files: &[PathBuf], openers: usize) -> Result<Reading> {
-    let share = files.len().div_ceil(openers).max(1);
     let (before, own) = (Instant::now(), own_time()?);
-    let times: Vec<u64> = thread::scope(|scope| {
-        let threads: Vec<_> = files
-            .chunks(share)
-            .map(|files| scope.spawn(|| open_each(files)))
-            .collect();
-        threads
-            .into_iter()
-            .map(|thread| thread.join().map_err(|_| "an opener panicked".to_owned())?)
-            .collect::<Result<Vec<_>>>()
-    })?
-    .concat();
+    let times = time_once(files, openers)?;
     let took = before.elapsed();
     let own = own_time_each(own, files.len())?;
     let sample = sample(times, 1)?;
@@ -278,20 +267,6 @@ fn own_time_each(before: Duration, count: usize) -> Result<String> {
     let count = u32::try_from(count).unwrap_or(u32::MAX);
     let each = spent.as_secs_f64() * 1e6 / f64::from(count);
     Ok(format!("processor time of the caller each: {each:.1} µs"))
-}
-
-fn open_each(files: &[PathBuf]) -> Result<Vec<u64>> {
-    files.iter().map(|path| time_one(path)).collect()
-}
-
-fn time_one(path: &Path) -> Result<u64> {
-    let before = Instant::now();
-    let opened = File::open(path);
-    let took = before.elapsed();
-    match opened {
-        Ok(_) => Ok(nanoseconds(took)),
-        Err(error) => Err(format!("opening {}: {error}", path.display())),
-    }
 }
 
 fn rate(count: usize, took: Duration) -> Reading {

@@ -1,39 +1,31 @@
-//! The minimal agent: the least that scanning each open can cost. One thread
-//! takes events, has clamd scan each file over one session, and answers by the
-//! reply. No scope, no limits, no deadlines, no cache, no marks but the
-//! filesystem's, no counters, no log: no agent could be used like this, and none
-//! that does more can be faster.
+//! The minimal agent: what scanning each open costs a program that does nothing
+//! else. One thread takes events, has clamd scan each file over one session, and
+//! answers by the reply. No scope, no limits, no deadlines, no cache, no marks but
+//! the filesystem's, no counters, no log: no agent could be used like this.
 //!
-//! Owns: the loop and its end. Must not: mark anything but a filesystem of the
-//! benchmark's own. If the loop fails, its group closes, which lets all openers
-//! go. Tested below.
+//! Owns: the loop. Must not: mark anything but a filesystem of the benchmark's
+//! own. Tested below.
 
 use std::{
     collections::HashMap,
-    fs::File,
     io::{IoSlice, Read as _, Write as _},
     os::{
         fd::{AsFd as _, AsRawFd as _, OwnedFd},
         unix::net::UnixStream,
     },
-    path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-        mpsc,
-    },
-    thread::{self, JoinHandle},
+    path::Path,
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::socket::{ControlMessage, MsgFlags, sendmsg},
-    unistd::{Pid, gettid, read, write},
+    unistd::read,
 };
 
 use crate::{
     bench::{
-        floor::{Event, c_path},
+        answerer::{Answerer, Event, answer, c_path},
         sys::{ContentGroup, own},
     },
     shell::Result,
@@ -42,81 +34,25 @@ use crate::{
 /// Scans under way at most, so that clamd's receiving thread never waits.
 const MOST: usize = 16;
 
-/// The loop, in a thread of its own.
-pub struct MinimalAgent {
-    stop: Arc<AtomicBool>,
-    /// A file whose opening wakes the loop.
-    file: PathBuf,
-    thread: Option<JoinHandle<Result<u64>>>,
-    tid: Pid,
-}
-
-impl MinimalAgent {
-    /// Starts to have all opens scanned on the filesystem that this file is on.
-    pub fn start(file: &Path, socket: &Path) -> Result<Self> {
-        let fail = |error: &dyn std::fmt::Display| format!("the minimal agent: {error}");
-        let mut stream = UnixStream::connect(socket).map_err(|error| fail(&error))?;
-        let opened = stream.write_all(b"zIDSESSION\0");
-        opened.map_err(|error| fail(&error))?;
-        let group = ContentGroup::new().map_err(|error| fail(&error))?;
-        let stop = Arc::new(AtomicBool::new(false));
-        // Last, for from here on somebody must answer.
-        let marked = group.mark_filesystem(&c_path(file)?);
-        marked.map_err(|error| fail(&error))?;
-        let told = Arc::clone(&stop);
-        let (say, heard) = mpsc::channel();
-        let thread = thread::spawn(move || {
-            // The caller waits for it.
-            let _ = say.send(gettid());
-            let mut agent = Loop {
-                group,
-                stream,
-                under_way: HashMap::new(),
-                last: 0,
-                received: Vec::new(),
-                scans: 0,
-            };
-            agent.run(&told)
-        });
-        let tid = heard.recv().map_err(|error| fail(&error))?;
-        Ok(Self {
-            stop,
-            file: file.to_path_buf(),
-            thread: Some(thread),
-            tid,
-        })
-    }
-
-    /// The thread of the loop.
-    pub fn tid(&self) -> Pid {
-        self.tid
-    }
-
-    /// Ends it; returns how many files it has had scanned.
-    pub fn end(mut self) -> Result<u64> {
-        self.finish()
-            .unwrap_or_else(|| Err("the minimal agent has ended before".to_owned()))
-    }
-
-    fn finish(&mut self) -> Option<Result<u64>> {
-        let thread = self.thread.take()?;
-        self.stop.store(true, Ordering::SeqCst);
-        // The loop sees the flag after it has answered this open. A loop that
-        // has ended holds nobody up.
-        let opened = File::open(&self.file);
-        let answered = thread.join();
-        Some(match (opened, answered) {
-            (Ok(_), Ok(answered)) => answered,
-            (Err(error), _) => Err(format!("the minimal agent refused an open: {error}")),
-            (_, Err(_)) => Err("the minimal agent's thread panicked".to_owned()),
-        })
-    }
-}
-
-impl Drop for MinimalAgent {
-    fn drop(&mut self) {
-        let _ = self.finish();
-    }
+/// Starts to have all opens scanned on the filesystem that this file is on.
+pub fn start(file: &Path, socket: &Path) -> Result<Answerer> {
+    let fail = |error: std::io::Error| format!("the minimal agent: {error}");
+    let mut stream = UnixStream::connect(socket).map_err(fail)?;
+    stream.write_all(b"zIDSESSION\0").map_err(fail)?;
+    let group = ContentGroup::new().map_err(fail)?;
+    // Last, for from here on somebody must answer.
+    group.mark_filesystem(&c_path(file)?).map_err(fail)?;
+    Answerer::start("the minimal agent", file, move |stop| {
+        let mut agent = Loop {
+            group,
+            stream,
+            under_way: HashMap::new(),
+            last: 0,
+            received: Vec::new(),
+            scans: 0,
+        };
+        agent.run(stop)
+    })
 }
 
 struct Loop {
@@ -191,15 +127,12 @@ impl Loop {
             let number = line.split_once(": ").and_then(|(id, _)| id.parse().ok());
             let file = number.and_then(|number: u32| self.under_way.remove(&number));
             let file = file.ok_or_else(|| format!("clamd says {line}"))?;
-            let answer = if line.ends_with(" OK") {
+            let verdict = if line.ends_with(" OK") {
                 libc::FAN_ALLOW
             } else {
                 libc::FAN_DENY
             };
-            let mut response = [0; 8];
-            response[..4].copy_from_slice(&file.as_raw_fd().to_ne_bytes());
-            response[4..].copy_from_slice(&answer.to_ne_bytes());
-            write(&self.group, &response).map_err(|error| format!("answering: {error}"))?;
+            answer(&self.group, &file, verdict)?;
             self.scans += 1;
         }
         Ok(())
@@ -208,6 +141,8 @@ impl Loop {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+
     use onacc_tests::{Clamd, ScratchFs, eicar, or_skip, require_root};
 
     use super::*;
@@ -221,7 +156,7 @@ mod tests {
         or_skip!(Clamd::installed());
         let dir = tempfile::tempdir().unwrap();
         let clamd = Clamd::start(dir.path());
-        let agent = or_skip!(MinimalAgent::start(&clean, &clamd.socket()));
+        let agent = or_skip!(start(&clean, &clamd.socket()));
         for _ in 0..20 {
             File::open(&clean).unwrap();
             File::open(&infected).unwrap_err();

@@ -148,12 +148,16 @@ fn open_for(files: &[PathBuf], openers: usize, time: Duration) -> Result<Vec<u64
 
 /// Opens each file once, shared out among openers.
 pub fn open_once(files: &[PathBuf], openers: usize) -> Result<Waits> {
+    Waits::of(time_once(files, openers)?)
+}
+
+/// The same: what each open took, in nanoseconds.
+pub fn time_once(files: &[PathBuf], openers: usize) -> Result<Vec<u64>> {
     let share = files.len().div_ceil(openers).max(1);
     let parts: Vec<&[PathBuf]> = files.chunks(share).collect();
-    let times = each_opener(parts.len(), |number| {
+    each_opener(parts.len(), |number| {
         parts[number].iter().map(|path| time_one(path)).collect()
-    })?;
-    Waits::of(times)
+    })
 }
 
 fn each_opener(

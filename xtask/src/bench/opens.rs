@@ -14,7 +14,7 @@ use onacc_tests::{Agent, ScratchFs};
 use crate::{
     bench::{
         clock::{Sample, time_opens},
-        floor::Floor,
+        floor,
         peer::Peer,
         report::shown,
         row::{Column, Goal, Reading, Row, Unit, take},
@@ -67,7 +67,7 @@ fn in_mode(stage: &Stage, mode: Mode, loops_left: u32) -> Result<Vec<Row>> {
         take(&mut rows, Column::MarksAlone, || {
             let [file, outside, under] = &files;
             let directories = [outside, under].map(|file| file.parent().unwrap_or(file));
-            let floor = Floor::start_ignoring(&probe, &[file], &directories)?;
+            let floor = floor::start_ignoring(&probe, &[file], &directories)?;
             let readings = time_all(stage, &files, None)?;
             let answered = floor.end()?;
             if answered > 1 {

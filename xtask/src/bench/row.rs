@@ -17,8 +17,7 @@ pub enum Column {
     /// With the marks that the kernel needs for it, and no agent behind them: no
     /// agent can do better this way.
     MarksAlone,
-    /// With an agent that has each open scanned and does nothing else: no agent
-    /// that does more can be faster.
+    /// With an agent of one thread that has each open scanned and does nothing else.
     MinimalAgent,
 }
 

@@ -9,7 +9,7 @@
 use std::fmt;
 use std::fs::{self, File};
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 
 use aya::maps::{Array, HashMap, InodeStorage, Map, MapError, PerCpuArray, RingBuf};
 use aya::programs::{BtfTracePoint, FEntry, Lsm, ProgramError};
@@ -27,6 +27,7 @@ use super::outside::Outside;
 use super::tags::Tags;
 use super::{BpfError, FilterCounters, FilterPlane, probe};
 use crate::kernel::btf::{Btf, BtfError, Named};
+use crate::kernel::process;
 
 /// The hooks of the tiers "fentry" and "tracepoint", built by `build.rs`.
 static TRACING_OBJECT: &[u8] = aya::include_bytes_aligned!(env!("ONACC_EBPF_OBJECT"));
@@ -210,12 +211,12 @@ pub struct Loaded {
 /// What can be got ready before it is known what is wanted: aya reads all of the
 /// kernel's types when it makes a loader, which takes longer than all else here.
 #[derive(Debug)]
-pub struct Preparation(JoinHandle<EbpfLoader<'static>>);
+pub struct Preparation(Option<JoinHandle<EbpfLoader<'static>>>);
 
 impl Preparation {
-    /// Begins, on a thread of its own.
+    /// Begins, on a thread of its own; without one, loading does it all.
     pub fn begin() -> Self {
-        Self(thread::spawn(EbpfLoader::new))
+        Self(process::spawn("onacc-types", EbpfLoader::new).ok())
     }
 
     /// Loads and attaches what `request` needs, as far as the kernel grants it.
@@ -258,7 +259,9 @@ impl Preparation {
             .collect();
         // Found once a process; while the loader is being made.
         let _known_from_now_on = aya::features();
-        let mut objects: EbpfLoader<'_> = self.0.join().expect("a panic ends the process");
+        let mut objects: EbpfLoader<'_> = self.0.map_or_else(EbpfLoader::new, |thread| {
+            thread.join().expect("a panic ends the process")
+        });
         for (name, offset) in offsets {
             // An object lacks the globals of what it has no program for.
             objects.override_global(name, offset, false);

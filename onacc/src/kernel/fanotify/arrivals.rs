@@ -7,6 +7,7 @@
 
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 
+use super::event::METADATA_LEN;
 use super::marks::{At, MarkError, mark_raw};
 use crate::kernel::SyscallError;
 use crate::kernel::handle::FileHandle;
@@ -16,7 +17,6 @@ use crate::kernel::handle::FileHandle;
 const FAN_REPORT_TARGET_FID: u32 = 0x1000;
 /// `FAN_EVENT_INFO_TYPE_FID`: that handle's record.
 const INFO_TYPE_FID: u8 = 1;
-const METADATA_LEN: usize = 24;
 /// Header of an information record, and the filesystem's id behind it.
 const INFO_HEADER: usize = 4;
 const FSID: usize = 8;

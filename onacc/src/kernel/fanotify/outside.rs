@@ -9,6 +9,7 @@ use std::cell::{OnceCell, RefCell};
 use std::collections::HashSet;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 
+use super::event::Events;
 use super::group::Group;
 use super::marks::{At, MarkError, mark, mark_raw};
 use crate::kernel::SyscallError;
@@ -44,9 +45,6 @@ impl Group {
 /// Watches where a filesystem gives fanotify no handles to report; each keeps an
 /// inode in memory.
 const MOST_BY_INOTIFY: usize = 4096;
-/// Size of `struct fanotify_event_metadata`, and where its mask is.
-const HEAD_LEN: usize = 24;
-const MASK_AT: usize = 8;
 
 /// What is told of a watched directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -231,27 +229,9 @@ impl MoveWatch {
 
 /// Whether one of these events is more than a file's coming or going. What
 /// cannot be understood may be.
-fn tells_of_a_move(mut events: &[u8]) -> bool {
-    while let Some(head) = events.get(..HEAD_LEN) {
-        let number = |at: usize| head.get(at..at + 4).and_then(|bytes| bytes.try_into().ok());
-        let length = number(0).map_or(0, u32::from_ne_bytes);
-        let mask = head
-            .get(MASK_AT..MASK_AT + 8)
-            .and_then(|bytes| bytes.try_into().ok())
-            .map_or(u64::MAX, u64::from_ne_bytes);
-        if mask & (libc::FAN_MOVE_SELF | libc::FAN_ONDIR | libc::FAN_Q_OVERFLOW) != 0 {
-            return true;
-        }
-        match usize::try_from(length)
-            .ok()
-            .filter(|length| *length >= HEAD_LEN)
-            .and_then(|length| events.get(length..))
-        {
-            Some(rest) => events = rest,
-            None => return true,
-        }
-    }
-    !events.is_empty()
+fn tells_of_a_move(events: &[u8]) -> bool {
+    let moves = libc::FAN_MOVE_SELF | libc::FAN_ONDIR | libc::FAN_Q_OVERFLOW;
+    Events::new(events).any(|event| event.map_or(true, |event| event.mask & moves != 0))
 }
 
 #[cfg(test)]
