@@ -35,7 +35,7 @@ pub fn measure(stage: &Stage) -> Result<Vec<Row>> {
     let counts = stage.plan.start_up_directories;
     let mut left = u32::try_from(counts.len() * Mode::ALL.len()).unwrap_or(u32::MAX);
     for count in counts {
-        let scratch = ScratchFs::ext4(1024)?;
+        let scratch = ScratchFs::ext4(4096)?;
         let tree = Tree::grow(&scratch.join("tree"), *count)?;
         for mode in Mode::ALL {
             left = left.saturating_sub(1);
