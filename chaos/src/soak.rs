@@ -105,13 +105,12 @@ pub fn soak(
             let resident = resident_for(fault, &mut residents);
             resident.strike(fault, time, began, &watched)
         } else {
-            run_watched(fault, Duration::ZERO, |pid| {
+            let result = run_watched(fault, Duration::ZERO, |pid| {
                 watch(&watched, fault.name, Some(pid));
-            })
-        };
-        if !fault.resident {
+            });
             watch(&watched, fault.name, None);
-        }
+            result
+        };
         if matches!(result, Err(Trouble::Missing(_))) {
             missing.push(fault.name);
         }
