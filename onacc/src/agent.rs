@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use self::clamds::{build_pool, fds_of_servers, say_pipeline};
 use self::parts::{
     excluded_uids, fd_budget, first_policy, limits, load_filter, programs, say_counters,
-    spawn_watchdog, start_arrivals, wanted,
+    spawn_watchdog, start_arrivals, stay_in_memory, wanted,
 };
 use self::reload::House;
 use crate::clamd::TlsError;
@@ -42,7 +42,7 @@ use crate::kernel::pid_file::PidFileError;
 use crate::kernel::procfs::Proc;
 use crate::kernel::signals::Signals;
 use crate::kernel::wake::{Mailbox, Wake};
-use crate::kernel::{SyscallError, process};
+use crate::kernel::{SyscallError, memory, process};
 use crate::observe::counters::{Counters, ServerCounters};
 use crate::observe::heartbeat::Heartbeat;
 use crate::observe::latency::Latencies;
@@ -155,7 +155,7 @@ fn try_run(cli: &Cli) -> Result<(), AgentError> {
     } else {
         Some(daemon::background()?)
     };
-    process::share_memory();
+    memory::share();
     process::forbid_core_dumps()?;
     process::register_thread();
     let signals = Signals::block()?;
@@ -192,6 +192,7 @@ fn try_run(cli: &Cli) -> Result<(), AgentError> {
         reload_wanted: false,
     };
     let result = Agent::start(&house, settings)
+        .inspect(|_| stay_in_memory())
         .and_then(|agent| agent.keep_house(house, signals, readiness));
     if let Err(error) = &result {
         tracing::debug!("onacc: ending: {error}");

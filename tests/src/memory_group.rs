@@ -120,6 +120,20 @@ impl MemoryGroup {
             .map_err(|error| format!("{name}: {error}"))
     }
 
+    /// Has the kernel take back every page that it can.
+    pub fn reclaim(&self) -> Result<()> {
+        let (name, what) = match self.version {
+            Version::One => ("memory.force_empty", "0".to_owned()),
+            Version::Two => ("memory.reclaim", self.usage()?.to_string()),
+        };
+        match fs::write(self.path.join(name), what) {
+            Ok(()) => Ok(()),
+            // Less than all is what there was to be had.
+            Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => Ok(()),
+            Err(error) => Err(format!("{name}: {error}")),
+        }
+    }
+
     /// How often the kernel has killed for lack of memory.
     pub fn kills(&self) -> Result<u64> {
         let name = match self.version {

@@ -86,8 +86,9 @@ pub fn killed(scene: &mut Scene) -> Result<(), String> {
     Ok(())
 }
 
-/// Just not killed: the kernel takes every page back that it can, the program's own
-/// among them, or slows the agent down (`memory.high`).
+/// Just not killed: beside what the agent keeps in memory there are 3 MiB for the
+/// files that it is handed, and the kernel takes back whatever it can of them (or
+/// slows the agent down, `memory.high`).
 pub fn short(scene: &mut Scene) -> Result<(), String> {
     let group = MemoryGroup::new()?;
     // A copy, whose pages nobody else has in memory: they count for the group.
@@ -101,13 +102,16 @@ pub fn short(scene: &mut Scene) -> Result<(), String> {
     };
     forget().map_err(|error| format!("a copy: {error}"))?;
     start_inside(scene, &group, &program)?;
-    let (usage, before) = (group.usage()?, group.pressure()?);
+    let before = group.pressure()?;
     scene.fault_begins(scene.by_policy());
     match group.version() {
-        Version::Two => group.set_high(Some(usage / 2))?,
+        Version::Two => {
+            group.reclaim()?;
+            group.set_high(Some(group.usage()? + 3 * MIB))?;
+        }
         Version::One => {
             // As low as it goes, and a little for what must grow.
-            let mut least = usage;
+            let mut least = group.usage()?;
             while least > MIB && group.set_limit(Some(least)).is_ok() {
                 least -= MIB / 4;
             }

@@ -212,7 +212,6 @@ pub const FAULTS: [Fault; 28] = [
         )
     },
     Fault {
-        quick: false,
         resident: false,
         needs: memory::has_groups,
         ..Fault::new(

@@ -23,7 +23,7 @@ use crate::kernel::fanotify::{Answer, Opens, Wanted};
 use crate::kernel::file::ProgramId;
 use crate::kernel::mounts::MountTable;
 use crate::kernel::wake::Mailbox;
-use crate::kernel::{SyscallError, process};
+use crate::kernel::{SyscallError, memory, process};
 use crate::observe::counters::Counters;
 use crate::observe::heartbeat::{self, Heartbeat, Watchdog};
 use crate::observe::manager::Manager;
@@ -192,6 +192,13 @@ pub(super) fn excluded_uids(settings: &Settings) -> Vec<u32> {
     uids.sort_unstable();
     uids.dedup();
     uids
+}
+
+/// Every page that the agent has used stays in memory from now on.
+pub(super) fn stay_in_memory() {
+    if let Err(error) = memory::stay() {
+        tracing::debug!("onacc: {error}; openers may wait for pages of the agent's own");
+    }
 }
 
 pub(super) fn spawn_watchdog(

@@ -17,7 +17,7 @@ use crate::config::settings::{Exclusions, LogSettings};
 use crate::coverage::paths::{RealPaths, Tell};
 use crate::kernel::mounts::MountTable;
 use crate::kernel::pid_file::{PidFile, PidFileError};
-use crate::kernel::process;
+use crate::kernel::{memory, process};
 use crate::observe::counters::Counters;
 use crate::observe::log::{Logger, Setup, facility};
 use crate::observe::manager::Manager;
@@ -69,7 +69,7 @@ impl House<'_> {
         let retire = move || {
             former.retire();
             // What two agents needed for a moment.
-            process::give_back_memory();
+            memory::give_back();
         };
         match process::spawn("onacc-retire", retire) {
             Ok(thread) => self.retiring = Some(thread),

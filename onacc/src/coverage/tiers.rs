@@ -108,7 +108,7 @@ pub fn load_filter_plane(
         // Room for those that a reload brings.
         excluded: u32::try_from(excluded * 2).unwrap_or(u32::MAX).max(4096),
     });
-    crate::kernel::process::give_back_memory();
+    crate::kernel::memory::give_back();
     match loaded {
         Ok(loaded) => {
             tracing::info!(

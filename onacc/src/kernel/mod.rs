@@ -17,6 +17,7 @@ pub mod file;
 pub mod handle;
 pub mod inotify;
 pub mod mailbox;
+pub mod memory;
 pub mod mounts;
 pub mod opener;
 pub mod overlay;

@@ -127,27 +127,6 @@ pub fn be_urgent() -> Result<(), SyscallError> {
     }
 }
 
-/// Gives freed memory back to the system. Loading the eBPF programs needs
-/// 16 MiB for a moment (two readings of the kernel's BTF), which the allocator
-/// would keep for ever.
-pub fn give_back_memory() {
-    // SAFETY: malloc_trim takes one integer and may be called at any time.
-    // Whether anything was given back is of no consequence.
-    #[cfg(target_env = "gnu")]
-    let _any = unsafe { libc::malloc_trim(0) };
-}
-
-/// All threads allocate from one place (glibc: one arena). Called before there is
-/// a second thread. Else each thread has an arena of its own, in which the little
-/// that stays holds the much that was freed: after a few reloads, each of which
-/// reads the kernel's BTF, 100 MiB instead of 3. Small allocations come from the
-/// threads' own caches either way, and permission events make none.
-pub fn share_memory() {
-    // SAFETY: mallopt takes two integers. That it was refused costs memory alone.
-    #[cfg(target_env = "gnu")]
-    let _done = unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
-}
-
 /// No core dumps: while one is written the group stays open, and the program
 /// that takes it may itself wait for an answer.
 ///

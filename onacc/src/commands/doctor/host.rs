@@ -32,7 +32,7 @@ const WITHOUT_BPF: &str = "a repeat open of a clean file is an event, unless nob
 
 /// Capabilities, by their number: name, whether there is no protection without,
 /// what is missing then.
-const CAPABILITIES: [(u32, &str, bool, &str); 4] = [
+const CAPABILITIES: [(u32, &str, bool, &str); 5] = [
     (
         21,
         "CAP_SYS_ADMIN",
@@ -50,6 +50,12 @@ const CAPABILITIES: [(u32, &str, bool, &str); 4] = [
         "CAP_SYS_RESOURCE",
         false,
         "RLIMIT_NOFILE cannot be raised beyond its hard limit",
+    ),
+    (
+        14,
+        "CAP_IPC_LOCK",
+        false,
+        "the agent is paged out when memory is short: openers wait for its pages",
     ),
     (
         23,
