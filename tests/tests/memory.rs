@@ -7,6 +7,7 @@ mod common;
 
 use std::{
     fs::{self, File},
+    io,
     os::unix::fs::PermissionsExt as _,
     path::Path,
 };
@@ -17,29 +18,41 @@ use onacc_tests::{Agent, MemoryGroup, agent, or_skip, require_root};
 
 /// KiB of a field of /proc/PID/status.
 fn kib(agent: &Agent, field: &str) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", agent.pid())).unwrap();
+    let status = fs::read_to_string(format!("/proc/{}/status", agent.pid()));
+    let status = status.expect("the agent runs");
     let line = status.lines().find_map(|line| line.strip_prefix(field));
     let number = line.and_then(|line| line.trim_start_matches(':').trim().split(' ').next());
     number.and_then(|kib| kib.parse().ok()).expect(field)
+}
+
+/// A copy of which nobody has a page in memory: they count for whoever reads them.
+fn copy_unread(from: &Path, to: &Path) -> io::Result<()> {
+    fs::copy(from, to)?;
+    let file = File::open(to)?;
+    file.sync_all()?;
+    Ok(posix_fadvise(
+        &file,
+        0,
+        0,
+        PosixFadviseAdvice::POSIX_FADV_DONTNEED,
+    )?)
 }
 
 /// KiB of files (code, libraries) that an agent has in memory before and after the
 /// kernel has taken back what it could. It works before and after.
 fn before_and_after(site: &Site, dir: &Path, powers: &str) -> Result<[u64; 2], String> {
     let group = MemoryGroup::new()?;
-    // Nobody else has its pages in memory: they count for the group.
     let copy = dir.join(format!("onacc{powers}"));
-    fs::copy(agent::binary(), &copy).unwrap();
-    let file = File::open(&copy).unwrap();
-    file.sync_all().unwrap();
-    posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).unwrap();
+    let fail = |error: io::Error| format!("a copy of the agent: {error}");
+    copy_unread(&agent::binary(), &copy).map_err(fail)?;
     let inner = dir.join(format!("inner{powers}"));
     let text = format!(
         "#!/bin/sh\nexec setpriv --bounding-set={powers} --inh-caps={powers} {} \"$@\"\n",
         copy.display()
     );
-    fs::write(&inner, text).unwrap();
-    fs::set_permissions(&inner, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::write(&inner, text)
+        .and_then(|()| fs::set_permissions(&inner, fs::Permissions::from_mode(0o755)))
+        .map_err(fail)?;
     let outer = dir.join(format!("outer{powers}"));
     group.wrap(&outer, &inner)?;
     let agent = site.agent().binary(&outer).start();
