@@ -87,6 +87,7 @@ enum Answer {
 pub struct Behaviour {
     answer: Answer,
     delay: Duration,
+    held: bool,
     closes: bool,
 }
 
@@ -95,6 +96,7 @@ impl Behaviour {
         Self {
             answer,
             delay: Duration::ZERO,
+            held: false,
             closes: false,
         }
     }
@@ -151,6 +153,13 @@ impl Behaviour {
         self
     }
 
+    /// The same, but only after the test has said [`FakeClamd::let_go`].
+    #[must_use]
+    pub const fn held(mut self) -> Self {
+        self.held = true;
+        self
+    }
+
     /// The same, and then closes the connection.
     #[must_use]
     pub const fn then_close(mut self) -> Self {
@@ -185,6 +194,8 @@ struct State {
     threads: usize,
     scans: usize,
     peak: usize,
+    /// Held requests that may go on.
+    let_go: usize,
 }
 
 type Script = dyn Fn(&RequestInfo) -> Behaviour + Send + Sync;
@@ -209,6 +220,18 @@ impl Shared {
             .changed
             .wait_timeout_while(guard, limit, |state| holds(state));
         drop(waited.unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Waits for one of the requests that may go on to be this one.
+    fn wait_to_go(&self, gone: impl Fn(&State) -> bool) {
+        let guard = self.state();
+        let waits = |state: &mut State| state.let_go == 0 && !gone(state);
+        let waited = self.changed.wait_while(guard, waits);
+        let mut state = waited.unwrap_or_else(PoisonError::into_inner);
+        // That all may go on is never used up.
+        if state.let_go != usize::MAX {
+            state.let_go = state.let_go.saturating_sub(1);
+        }
     }
 
     /// Runs something in a thread that drop waits for.
@@ -314,6 +337,19 @@ impl FakeClamd {
     /// How many connections were accepted so far.
     pub fn connections(&self) -> usize {
         self.shared.state().connections
+    }
+
+    /// Lets so many held requests go on, those that are yet to come included.
+    pub fn let_go(&self, count: usize) {
+        let mut state = self.shared.state();
+        state.let_go = state.let_go.saturating_add(count);
+        drop(state);
+        self.shared.changed.notify_all();
+    }
+
+    /// Holds no request any more.
+    pub fn let_all_go(&self) {
+        self.let_go(usize::MAX);
     }
 
     /// Waits until this many scans are under way.
@@ -513,6 +549,9 @@ fn answer(shared: &Arc<Shared>, (place, request): (usize, RequestInfo), stream: 
     let connection = request.connection;
     let gone = |state: &State| state.stopping || !state.streams.contains_key(&connection);
     let behaviour = (shared.script)(&request);
+    if behaviour.held {
+        shared.wait_to_go(gone);
+    }
     if !behaviour.delay.is_zero() {
         shared.wait_while(behaviour.delay, |state| !gone(state));
     }
