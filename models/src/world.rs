@@ -24,6 +24,8 @@ struct Inode {
     changed: u32,
     writers: u32,
     ignored: bool,
+    /// Its mark is being destroyed.
+    dying: bool,
 }
 
 #[derive(Debug)]
@@ -34,6 +36,9 @@ struct State {
     ring_size: usize,
     lost: u64,
     generation: u64,
+    /// A mark that is taken away stays, and does nothing (`Group::unignore_inode`).
+    anchors: bool,
+    slips: u32,
 }
 
 /// The kernel. Clones are the same one.
@@ -50,7 +55,16 @@ impl Kernel {
             ring_size,
             lost: 0,
             generation: 0,
+            anchors: true,
+            slips: 0,
         })))
+    }
+
+    /// A mark that is taken away is destroyed, as it was before there were anchors.
+    #[must_use]
+    pub fn without_anchors(self) -> Self {
+        self.lock().anchors = false;
+        self
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -79,6 +93,26 @@ impl Kernel {
     pub fn store(&self, ino: u64) {
         self.lock().dirty(ino);
         self.lock().inode(ino).bytes += 1;
+    }
+
+    /// `open(2)` for reading, once what was written is in place: it is an event unless
+    /// a mark keeps it in the kernel, or is being destroyed at this very moment.
+    pub fn open(&self, ino: u64) {
+        let mut state = self.lock();
+        let inode = *state.inode(ino);
+        state.slips += u32::from(inode.bytes != 0 && (inode.ignored || inode.dying));
+    }
+
+    /// Opens of bytes that were not scanned, without an event.
+    pub fn slips(&self) -> u32 {
+        self.lock().slips
+    }
+
+    /// `FAN_MARK_REMOVE` of all that a mark has: it is dead before it is gone.
+    fn destroy(&self, ino: u64) {
+        self.lock().inode(ino).ignored = false;
+        self.lock().inode(ino).dying = true;
+        self.lock().inode(ino).dying = false;
     }
 
     /// Another signature database; the service sends the keeper a flush after it.
@@ -206,7 +240,16 @@ impl MarkWorld for Kernel {
     }
 
     fn unignore_by_handle(&mut self, key: InodeKey, _: &u64) -> Result<(), SyscallError> {
-        self.lock().inode(key.ino).ignored = false;
+        if self.lock().anchors {
+            self.lock().inode(key.ino).ignored = false;
+        } else {
+            self.destroy(key.ino);
+        }
+        Ok(())
+    }
+
+    fn forget(&mut self, key: InodeKey, _: &u64) -> Result<(), SyscallError> {
+        self.destroy(key.ino);
         Ok(())
     }
 

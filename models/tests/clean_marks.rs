@@ -216,3 +216,54 @@ fn a_new_database_while_marks_are_placed() {
         assert!(!kernel.ignores(A));
     });
 }
+
+/// Marks of one file stand; it is written and then opened, while the keeper goes on.
+/// How many of these opens slip by, in the worst order.
+fn slips(kernel: fn() -> Kernel, capacity: usize, keeper: fn(&mut Marks, &Clean<u64>)) -> u32 {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    let most = Arc::new(AtomicU32::new(0));
+    let found = Arc::clone(&most);
+    loom::model(move || {
+        let kernel = kernel();
+        let (a, b) = (clean(&kernel, A), clean(&kernel, B));
+        let mut marks = marks(&kernel, capacity);
+        marks.place(&a);
+        assert!(kernel.ignores(A));
+        let writer = {
+            let kernel = kernel.clone();
+            thread::spawn(move || {
+                write(&kernel, A);
+                kernel.open(A);
+            })
+        };
+        keeper(&mut marks, &b);
+        writer.join().expect("the writer ends");
+        found.fetch_max(kernel.slips(), Ordering::Relaxed);
+    });
+    most.load(Ordering::Relaxed)
+}
+
+fn with_anchors() -> Kernel {
+    Kernel::new(&[A, B], 8)
+}
+
+fn without_anchors() -> Kernel {
+    with_anchors().without_anchors()
+}
+
+/// The moment in which a mark is being destroyed: nothing that was written before an
+/// open may be behind it.
+#[test]
+fn no_open_slips_by_a_mark_that_goes_because_its_file_was_written() {
+    let keeper: fn(&mut Marks, &Clean<u64>) = |marks, _| marks.take_records();
+    assert_eq!(slips(with_anchors, 8, keeper), 0);
+    assert_eq!(slips(without_anchors, 8, keeper), 1, "the model sees it");
+}
+
+/// (The model found that this mark was destroyed.)
+#[test]
+fn no_open_slips_by_a_mark_that_makes_room() {
+    let keeper: fn(&mut Marks, &Clean<u64>) = |marks, b| marks.place(b);
+    assert_eq!(slips(with_anchors, 1, keeper), 0);
+    assert_eq!(slips(without_anchors, 1, keeper), 1, "the model sees it");
+}

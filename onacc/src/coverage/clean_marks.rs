@@ -53,8 +53,8 @@ pub trait MarkWorld {
         key: InodeKey,
         handle: &Self::Handle,
     ) -> Result<(), SyscallError>;
-    /// Undoes that, by the handle, for a file of which nothing is known to have
-    /// changed, and leaves nothing behind.
+    /// Undoes that, by the handle, and leaves nothing behind: an open in this very
+    /// moment may slip by. For all marks at once.
     ///
     /// # Errors
     /// As [`Self::unignore_by_handle`].
@@ -119,8 +119,8 @@ impl<W: MarkWorld> CleanMarks<W> {
             return;
         }
         if let Some((key, oldest)) = self.table.make_room(clean.stat.key) {
-            let removed = self.world.forget(key, &oldest.handle);
-            self.taken_away(key, removed);
+            // Its file may be changing now, and is then opened. (`models/` found that.)
+            self.take_away(key, &oldest);
             self.counters.marks_dropped_room.up();
         }
         match self.try_place(clean) {

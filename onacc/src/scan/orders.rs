@@ -1,14 +1,17 @@
 //! Every order of events, up to a depth: the real book, versions and verdict
 //! table, a modelled file, a modelled clamd.
 //!
-//! Checks: each opener is answered exactly once; a verdict on older bytes is given
-//! to nobody who opened newer ones; no kept verdict speaks of other bytes than
-//! the file has. What `service.rs` does between these parts (find, join, enter;
-//! sent; leave, answer, keep) is system calls and counters for the rest, and is
-//! repeated here in its order: that much is a copy. Bounds: one file, three
-//! openers, one session at a time, one retry, seven steps, of which the first is an
-//! open.
+//! Checks: each opener is answered exactly once, or was killed; nobody who lives is
+//! called off; a verdict on older bytes is given to nobody who opened newer ones; no
+//! kept verdict speaks of other bytes than the file has. What `service.rs` and
+//! `prescan.rs` do between these parts (find, join, enter; sent; leave, answer, keep)
+//! is system calls and counters for the rest, and is repeated here in its order: that
+//! much is a copy. Each guard of it is left out once ([`Without`]), and the model must
+//! find out. Bounds: one file, three openers, one session at a time, one retry, seven
+//! or eight steps, of which the first is an open or a scan ahead.
 
+use std::cell::RefCell;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use onacc_common::{ChangeTime, InodeKey};
@@ -40,9 +43,18 @@ enum Step {
     Expire,
     /// Another signature database.
     Database,
+    /// The opener that has waited longest is killed.
+    Kill,
+    /// Openers are looked after.
+    LookAfter,
+    /// The prescanner looks at the file, and hands it on.
+    Prescan,
+    /// The service takes that in.
+    TakeIn,
 }
 
-const STEPS: [Step; 10] = [
+/// All that can happen to openers and clamd.
+const SCANS: [Step; 10] = [
     Step::Open,
     Step::Write,
     Step::Tick,
@@ -54,16 +66,67 @@ const STEPS: [Step; 10] = [
     Step::Expire,
     Step::Database,
 ];
+/// Openers are killed while they wait.
+const KILLS: [Step; 8] = [
+    Step::Open,
+    Step::Kill,
+    Step::LookAfter,
+    Step::Send,
+    Step::Read,
+    Step::Reply,
+    Step::Lost,
+    Step::Expire,
+];
+/// A written file is scanned ahead, and opened meanwhile.
+const PRESCANS: [Step; 9] = [
+    Step::Open,
+    Step::Write,
+    Step::Tick,
+    Step::Prescan,
+    Step::TakeIn,
+    Step::Send,
+    Step::Read,
+    Step::Reply,
+    Step::Expire,
+];
+/// Nothing but a file that changes again and again.
+const WRITES: [Step; 5] = [Step::Open, Step::Write, Step::Send, Step::Read, Step::Reply];
 const OPENERS: usize = 3;
+
+/// The guard that is left out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Without {
+    /// None is.
+    Nothing,
+    /// A job is called off only if all who wait for it are gone, not the first alone.
+    LookAtAll,
+    /// Nobody joins a job whose openers have had their answer.
+    RefusalOfAnswered,
+    /// A scan under way is joined only by who opened the version that it reads.
+    SameVersion,
+    /// Who joins a prescan gets a deadline.
+    Deadline,
+    /// A verdict is kept only of a file whose stamps are old.
+    Age,
+}
 
 /// A job: who waits, with the version of the bytes that each opened.
 #[derive(Debug)]
 struct Job {
-    openers: Vec<usize>,
+    openers: Rc<RefCell<Vec<usize>>>,
     stat: FileStat,
 }
 
+#[derive(Debug, Default)]
+struct Opener {
+    /// The version of the bytes that it opened.
+    opened: u32,
+    answers: u32,
+    killed: bool,
+}
+
 struct World {
+    without: Without,
     book: Book<Job>,
     versions: Versions,
     verdicts: VerdictCache,
@@ -73,16 +136,19 @@ struct World {
     /// Its ctime, in ticks, and the clock.
     changed: i64,
     clock: i64,
-    /// For each opener: the version that it opened, how often it was answered.
-    openers: Vec<(u32, u32)>,
+    openers: Vec<Opener>,
+    /// On its way from the prescanner to the service.
+    ahead: Option<FileStat>,
     /// The job with clamd, and what clamd has read.
     with_clamd: Option<(u64, Option<u32>)>,
     session: u64,
 }
 
 impl World {
-    fn new() -> Self {
+    fn new(without: Without) -> Self {
         Self {
+            without,
+            ahead: None,
             book: Book::new(2),
             versions: Versions::default(),
             verdicts: VerdictCache::new(4),
@@ -139,7 +205,7 @@ impl World {
                     && let Some(done) = self.book.done(token, self.session)
                 {
                     self.versions.leave(done.job.stat.key, token);
-                    self.answer(&done.job.openers, done.late, None);
+                    self.answer(&done.job, done.late, None);
                 }
             }
             Step::Lost => {
@@ -153,19 +219,43 @@ impl World {
                 }
                 for (token, job) in lost.failed {
                     self.versions.leave(job.stat.key, token);
-                    self.answer(&job.openers, false, None);
+                    self.answer(&job, false, None);
                 }
             }
             Step::Expire => self.expire(),
             Step::Database => self.verdicts.new_generation(),
-            Step::Open | Step::Send => return false,
+            Step::Kill => {
+                let waiting = |opener: &&mut Opener| opener.answers == 0 && !opener.killed;
+                let Some(opener) = self.openers.iter_mut().find(waiting) else {
+                    return false;
+                };
+                opener.killed = true;
+            }
+            Step::LookAfter => self.look_after(),
+            Step::Prescan if self.ahead.is_none() => {
+                let stat = self.stat();
+                if stat.changed.sec >= self.clock || self.verdicts.get(&stat).is_some() {
+                    return false;
+                }
+                self.ahead = Some(stat);
+            }
+            Step::TakeIn => {
+                let Some(stat) = self.ahead.take() else {
+                    return false;
+                };
+                self.take_prescan(stat);
+            }
+            Step::Open | Step::Send | Step::Prescan => return false,
         }
         true
     }
 
     fn open(&mut self) {
         let opener = self.openers.len();
-        self.openers.push((self.bytes, 0));
+        self.openers.push(Opener {
+            opened: self.bytes,
+            ..Opener::default()
+        });
         let stat = self.stat();
         if let Some(verdict) = self.verdicts.get(&stat).cloned() {
             assert_eq!(
@@ -173,28 +263,79 @@ impl World {
                 self.bytes.is_multiple_of(2),
                 "a kept verdict speaks of other bytes"
             );
-            self.openers[opener].1 += 1;
+            self.openers[opener].answers += 1;
             return;
         }
         let deadline = self.now + Duration::from_secs(1);
-        let found = self.versions.find(&stat, |token| self.book.waits(token));
+        let found = self.versions.find(&stat, |token| {
+            self.without == Without::SameVersion || self.book.waits(token)
+        });
         if let Some(token) = found
-            && let Some(other) = self.book.join(token, deadline)
+            && self.join(token, (opener, stat), deadline)
         {
-            other.stat = stat;
-            other.openers.push(opener);
             return;
         }
         let job = Job {
-            openers: vec![opener],
+            openers: Rc::new(RefCell::new(vec![opener])),
             stat,
         };
-        let place = Place {
-            opener: opener as u64,
-            huge: false,
-        };
-        let token = self.book.add(job, place, deadline, 1);
+        let token = self.book.add(job, place(opener), deadline, 1);
         self.versions.enter(stat.key, token);
+    }
+
+    fn join(&mut self, token: u64, (opener, stat): (usize, FileStat), deadline: Instant) -> bool {
+        // What the book sees to itself is left out by going around it.
+        let around = match self.without {
+            Without::Deadline => {
+                let job = self.book.get(token);
+                job.is_some_and(|job| job.openers.borrow().is_empty())
+            }
+            Without::RefusalOfAnswered => self.book.join(token, deadline).is_none(),
+            _ => false,
+        };
+        if around {
+            let job = self.book.get(token);
+            return job.is_some_and(|job| {
+                job.openers.borrow_mut().push(opener);
+                true
+            });
+        }
+        let Some(other) = self.book.join(token, deadline) else {
+            return false;
+        };
+        other.stat = stat;
+        other.openers.borrow_mut().push(opener);
+        true
+    }
+
+    fn take_prescan(&mut self, stat: FileStat) {
+        if self.versions.find(&stat, |_| true).is_some() {
+            return;
+        }
+        let job = Job {
+            openers: Rc::default(),
+            stat,
+        };
+        let token = self.book.add_prescan(job, place(0));
+        self.versions.enter(stat.key, token);
+    }
+
+    fn look_after(&mut self) {
+        let openers = &self.openers;
+        let only_first = self.without == Without::LookAtAll;
+        let (left, _) = self.book.look_after((0, 256), |job| {
+            let mut waiting = job.openers.borrow_mut();
+            let first = waiting.first().copied();
+            waiting.retain(|opener| Some(*opener) == first || !openers[*opener].killed);
+            let is_first_gone = first.is_some_and(|first| openers[first].killed);
+            is_first_gone && (only_first || waiting.len() == 1)
+        });
+        for (token, job) in left {
+            self.versions.leave(job.stat.key, token);
+            let waiting = job.openers.borrow();
+            let all_gone = waiting.iter().all(|opener| self.openers[*opener].killed);
+            assert!(all_gone, "called off although somebody waits");
+        }
     }
 
     fn send(&mut self) -> bool {
@@ -203,7 +344,7 @@ impl World {
         };
         let stat = job.stat;
         // Steady: a change from now on would show in the stamps.
-        let steady = stat.changed.sec < self.clock;
+        let steady = stat.changed.sec < self.clock || self.without == Without::Age;
         let began = steady.then_some((stat, self.verdicts.generation()));
         self.versions.sent(stat.key, token, began);
         self.book.sent(token, self.session, self.now);
@@ -216,7 +357,7 @@ impl World {
             return;
         };
         let began = self.versions.leave(done.job.stat.key, token);
-        self.answer(&done.job.openers, done.late, Some(read));
+        self.answer(&done.job, done.late, Some(read));
         let Some((stat, generation)) = began else {
             return;
         };
@@ -232,16 +373,16 @@ impl World {
     }
 
     /// `read`: the bytes that the verdict is on; `None`: by the fail policy.
-    fn answer(&mut self, openers: &[usize], late: bool, read: Option<u32>) {
+    fn answer(&mut self, job: &Job, late: bool, read: Option<u32>) {
         if late {
             return;
         }
-        for opener in openers {
-            let (opened, answers) = &mut self.openers[*opener];
-            *answers += 1;
+        for opener in job.openers.borrow().iter() {
+            let opener = &mut self.openers[*opener];
+            opener.answers += 1;
             if let Some(read) = read {
                 assert!(
-                    read >= *opened,
+                    read >= opener.opened,
                     "a verdict on bytes older than the opener's"
                 );
             }
@@ -255,59 +396,126 @@ impl World {
             let (openers, left) = match self.book.next_due(now) {
                 None => return,
                 Some(Due::Waiting(token, job)) => (job.openers, Some((token, job.stat.key))),
-                Some(Due::UnderWay(job)) => (job.openers.clone(), None),
+                Some(Due::UnderWay(job)) => (Rc::clone(&job.openers), None),
             };
             if let Some((token, key)) = left {
                 self.versions.leave(key, token);
             }
-            self.answer(&openers, false, None);
+            let stat = self.stat();
+            self.answer(&Job { openers, stat }, false, None);
         }
     }
 
     /// Whatever has happened, the deadline answers who is left.
     fn check(mut self, done: &[Step]) {
-        let early = self.openers.iter().all(|(_, answers)| *answers <= 1);
+        let early = self.openers.iter().all(|opener| opener.answers <= 1);
         assert!(early, "answered twice: {done:?}");
         self.expire();
-        for (_, answers) in &self.openers {
-            assert_eq!(*answers, 1, "not answered exactly once: {done:?}");
+        for opener in self.openers.iter().filter(|opener| !opener.killed) {
+            assert_eq!(opener.answers, 1, "not answered exactly once: {done:?}");
         }
     }
 }
 
-/// All orders that begin with these steps; how many there are.
-fn explore(done: &mut Vec<Step>, depth: usize) -> u64 {
-    let mut orders = 0;
-    for step in STEPS {
-        // What is done first is without loss an open, and nothing before it counts.
-        if done.is_empty() && step != Step::Open {
-            continue;
-        }
-        let mut world = World::new();
-        for earlier in done.iter() {
-            assert!(world.take(*earlier));
-        }
-        done.push(step);
-        let taken = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| world.take(step)));
-        match taken {
-            Ok(false) => {}
-            Ok(true) if done.len() < depth => orders += explore(done, depth),
-            Ok(true) => {
-                world.check(done);
-                orders += 1;
-            }
-            Err(panic) => {
-                eprintln!("after {done:?}");
-                std::panic::resume_unwind(panic)
-            }
-        }
-        done.pop();
+fn place(opener: usize) -> Place {
+    Place {
+        opener: opener as u64,
+        huge: false,
     }
-    orders
+}
+
+/// What is tried.
+struct Trial {
+    steps: &'static [Step],
+    depth: usize,
+    without: Without,
+}
+
+impl Trial {
+    /// All orders that begin with these steps; how many there are.
+    fn explore(&self, done: &mut Vec<Step>) -> u64 {
+        let mut orders = 0;
+        for step in self.steps {
+            // Before the first of these nothing counts.
+            if done.is_empty() && !matches!(step, Step::Open | Step::Prescan) {
+                continue;
+            }
+            let mut world = World::new(self.without);
+            for earlier in done.iter() {
+                assert!(world.take(*earlier));
+            }
+            done.push(*step);
+            if world.take(*step) {
+                if done.len() < self.depth {
+                    orders += self.explore(done);
+                } else {
+                    world.check(done);
+                    orders += 1;
+                }
+            }
+            done.pop();
+        }
+        orders
+    }
+
+    /// Whether any order breaks what must hold, and which is the first.
+    fn run(&self) -> Result<u64, String> {
+        let mut done = Vec::new();
+        let explored = std::panic::AssertUnwindSafe(|| self.explore(&mut done));
+        std::panic::catch_unwind(explored).map_err(|panic| {
+            let words = panic.downcast_ref::<String>().cloned();
+            let words = words.or(panic
+                .downcast_ref::<&str>()
+                .map(|words| (*words).to_owned()));
+            format!("{} after {done:?}", words.unwrap_or_default())
+        })
+    }
+}
+
+fn holds(steps: &'static [Step], depth: usize) {
+    let trial = Trial {
+        steps,
+        depth,
+        without: Without::Nothing,
+    };
+    let orders = trial.run().unwrap();
+    println!("{orders} orders");
+    assert!(orders > 20_000, "only {orders} orders were tried");
+}
+
+/// The model finds out that a guard is missing, by these words.
+fn breaks(steps: &'static [Step], without: Without, words: &str) {
+    let trial = Trial {
+        steps,
+        depth: 8,
+        without,
+    };
+    let found = trial.run();
+    println!("{found:?}");
+    assert!(
+        found.as_ref().is_err_and(|found| found.contains(words)),
+        "{without:?}: {found:?}"
+    );
 }
 
 #[test]
 fn in_every_order_each_opener_gets_one_answer_and_no_verdict_is_stale() {
-    let orders = explore(&mut Vec::new(), 7);
-    assert!(orders > 20_000, "only {orders} orders were tried");
+    holds(&SCANS, 7);
+    breaks(&SCANS, Without::SameVersion, "older than the opener's");
+    breaks(&SCANS, Without::RefusalOfAnswered, "exactly once");
+    breaks(&WRITES, Without::Age, "older than the opener's");
+}
+
+#[test]
+fn in_every_order_killed_openers_are_called_off_and_nobody_else() {
+    holds(&KILLS, 8);
+    breaks(&KILLS, Without::LookAtAll, "although somebody waits");
+    breaks(&KILLS, Without::RefusalOfAnswered, "exactly once");
+}
+
+#[test]
+fn in_every_order_an_open_that_joins_a_prescan_is_answered_on_its_own_bytes() {
+    holds(&PRESCANS, 8);
+    breaks(&PRESCANS, Without::SameVersion, "older than the opener's");
+    breaks(&PRESCANS, Without::Deadline, "exactly once");
 }
