@@ -91,14 +91,14 @@ const WORKLOADS: [Workload; 12] = [
     Workload::new("excluded-uid", excluded_uid::measure, [25, 60]),
     Workload::new("notify-only", notify_only::measure, [8, 25]),
     Workload::new("first-opens", first_opens::measure, [15, 45]),
-    Workload::new("large-files", large_files::measure, [15, 30]),
+    Workload::new("large-files", large_files::measure, [20, 40]),
     Workload::new("start-up", startup::measure, [20, 90]),
-    Workload::new("memory", memory::measure, [30, 500]),
+    Workload::new("memory", memory::measure, [30, 230]),
     Workload::new("sources", tar::measure, [12, 40]),
-    Workload::new("writers", writers::measure, [5, 20]),
+    Workload::new("writers", writers::measure, [6, 25]),
     Workload::new("programs", programs::measure, [40, 180]),
     Workload::new("waits", waits::measure, [40, 150]),
-    Workload::new("waits-first", first_waits::measure, [25, 190]),
+    Workload::new("waits-first", first_waits::measure, [25, 170]),
 ];
 
 /// Measures the workloads whose names contain the filter.

@@ -1,5 +1,5 @@
 //! Workload: first opens of files of 1 MiB and of 100 MiB, passed by fd and sent
-//! in chunks.
+//! in chunks; and notify-only by fd, where what counts is until all are scanned.
 //!
 //! The baseline is a minimal client of the same clamd that has one file after the
 //! other scanned in the same way. Every file has content that no other has.
@@ -7,6 +7,7 @@
 use std::{
     fs::{self, File},
     path::{Path, PathBuf},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -14,8 +15,10 @@ use onacc_tests::{ScratchFs, client::Session};
 
 use crate::{
     bench::{
+        cpu::CpuTimes,
+        first_waits::wait_for_last,
         row::{Column, Reading, Row, Unit, take},
-        stage::{Stage, Watch, end, grown, probe, rest},
+        stage::{Mode, Stage, Watch, end, grown, probe, rest},
     },
     shell::Result,
 };
@@ -24,78 +27,169 @@ const REPLY_LIMIT: Duration = Duration::from_mins(2);
 
 /// Sizes in MiB, and how many files of each.
 const SIZES: [(usize, usize); 2] = [(1, 20), (100, 2)];
-/// How files get to clamd.
-const WAYS: [(&str, bool); 2] = [("by fd", false), ("in chunks", true)];
+/// How files get to clamd, and whether openers wait. (How they get there is the same
+/// if nobody waits.)
+const WAYS: [Way; 3] = [
+    Way {
+        name: "by fd",
+        streamed: false,
+        mode: Mode::Prevention,
+    },
+    Way {
+        name: "in chunks",
+        streamed: true,
+        mode: Mode::Prevention,
+    },
+    Way {
+        name: "by fd, until scanned",
+        streamed: false,
+        mode: Mode::NotifyOnly,
+    },
+];
+
+#[derive(Clone, Copy)]
+struct Way {
+    name: &'static str,
+    streamed: bool,
+    mode: Mode,
+}
 
 /// Measures.
 pub fn measure(stage: &Stage) -> Result<Vec<Row>> {
     let scratch = ScratchFs::ext4(2048)?;
     let watched = scratch.mkdir("watched");
-    let probe = probe(&watched.join("eicar.com"))?;
     let mut all = Vec::new();
-    for ((way, streamed), loops_left) in WAYS.into_iter().zip([1, 0]) {
-        let mut rows = SIZES.map(|(mib, _)| {
-            let name = format!("first opens of {mib} MiB files, {way}");
-            Row::new(name, Unit::Milliseconds).beside("one in flight")
-        });
-        let mut watch = Watch::new(&watched)
-            .option("OnAccessMaxFileSize 200M")
-            .option("OnAccessCurlTimeout 60000")
-            .guard(Duration::from_mins(4));
-        if streamed {
-            watch.args.push("--stream".to_owned());
-        }
-        for _ in stage.rounds(stage.plan.long_rounds, loops_left) {
-            let dir = watched.join("files");
-            let files = Files::write(stage, &dir)?;
-            take(&mut rows, Column::Baseline, || {
-                files
-                    .client
-                    .iter()
-                    .map(|some| ask(stage, some, streamed))
-                    .collect()
-            });
-            take(&mut rows, Column::Onacc, || {
-                let agent = stage.onacc(&watch)?;
-                let before = agent.counters()?;
-                let readings = files
-                    .onacc
-                    .iter()
-                    .map(|some| open(stage, agent.pid(), some))
-                    .collect();
-                let after = agent.counters()?;
-                end(agent)?;
-                let wanted = SIZES.iter().map(|(_, count)| *count as u64).sum::<u64>();
-                let scans = grown(&before, &after, "scans")?;
-                let sent = grown(&before, &after, "streamed_bytes")?;
-                if scans < wanted || streamed != (sent > 0) {
-                    return Err(format!(
-                        "{wanted} opens, {scans} scans, {sent} bytes in chunks"
-                    ));
-                }
-                readings
-            });
-            if streamed {
-                for row in &mut rows {
-                    row.absent(Column::Clamonacc, "measured in its usual way above");
-                }
-            } else {
-                take(&mut rows, Column::Clamonacc, || {
-                    let peer = stage.clamonacc(&watch, std::slice::from_ref(&probe))?;
-                    let readings = files
-                        .peer
-                        .iter()
-                        .map(|some| open(stage, peer.pid(), some))
-                        .collect();
-                    peer.end()?;
-                    readings
-                });
-            }
-            fs::remove_dir_all(&dir).map_err(|error| format!("{}: {error}", dir.display()))?;
-        }
-        all.extend(rows);
+    for (way, loops_left) in WAYS.into_iter().zip([2, 1, 0]) {
+        all.extend(by(stage, &watched, way, loops_left)?);
     }
     Ok(all)
+}
+
+fn by(stage: &Stage, watched: &Path, way: Way, loops_left: u32) -> Result<Vec<Row>> {
+    let probe = probe(&watched.join("eicar.com"))?;
+    let mut rows = SIZES.map(|(mib, _)| {
+        let suffix = way.mode.suffix();
+        let name = format!("first opens of {mib} MiB files, {}{suffix}", way.name);
+        Row::new(name, Unit::Milliseconds).beside("one in flight")
+    });
+    let mut watch = Watch::new(watched)
+        .mode(way.mode)
+        .option("OnAccessMaxFileSize 200M")
+        .option("OnAccessCurlTimeout 60000")
+        .guard(Duration::from_mins(4));
+    if way.streamed {
+        watch.args.push("--stream".to_owned());
+    }
+    for _ in stage.rounds(stage.plan.long_rounds, loops_left) {
+        let dir = watched.join("files");
+        let files = Files::write(stage, &dir)?;
+        take(&mut rows, Column::Baseline, || {
+            let all = files.client.iter();
+            all.map(|some| ask(stage, some, way.streamed)).collect()
+        });
+        take(&mut rows, Column::Onacc, || {
+            by_onacc(stage, &watch, &files.onacc, way)
+        });
+        if way.streamed {
+            for row in &mut rows {
+                row.absent(Column::Clamonacc, "measured in its usual way above");
+            }
+        } else {
+            take(&mut rows, Column::Clamonacc, || {
+                by_clamonacc(stage, &watch, (&files.peer, &probe), way)
+            });
+        }
+        fs::remove_dir_all(&dir).map_err(|error| format!("{}: {error}", dir.display()))?;
+    }
+    Ok(rows.into())
+}
+
+fn by_onacc(
+    stage: &Stage,
+    watch: &Watch,
+    files: &[Vec<PathBuf>],
+    way: Way,
+) -> Result<Vec<Reading>> {
+    let agent = stage.onacc(watch)?;
+    let before = agent.counters()?;
+    let mut wanted = 0;
+    let mut readings = Vec::new();
+    for some in files {
+        wanted += some.len() as u64;
+        readings.push(open(stage, agent.pid(), some, || match way.mode {
+            Mode::Prevention => Ok(Instant::now()),
+            Mode::NotifyOnly => {
+                until(|| Ok(grown(&before, &agent.counters()?, "clean")? >= wanted))
+            }
+        })?);
+    }
+    let after = agent.counters()?;
+    end(agent)?;
+    let scans = grown(&before, &after, "scans")?;
+    let sent = grown(&before, &after, "streamed_bytes")?;
+    if scans < wanted || way.streamed != (sent > 0) {
+        return Err(format!(
+            "{wanted} opens, {scans} scans, {sent} bytes in chunks"
+        ));
+    }
+    Ok(readings)
+}
+
+/// Notify-only it is done with files of one size when it has named one with EICAR that
+/// was opened after them, and clamd has nothing left to do: it has many scanned at once.
+fn by_clamonacc(
+    stage: &Stage,
+    watch: &Watch,
+    (files, first): (&[Vec<PathBuf>], &PathBuf),
+    way: Way,
+) -> Result<Vec<Reading>> {
+    // Before it starts: it names what is written, too.
+    let last = |number| first.with_file_name(format!("last-{number}.com"));
+    for number in 0..files.len() {
+        probe(&last(number))?;
+    }
+    let peer = stage.clamonacc(watch, std::slice::from_ref(first))?;
+    let mut readings = Vec::new();
+    for (number, some) in files.iter().enumerate() {
+        readings.push(open(stage, peer.pid(), some, || match way.mode {
+            Mode::Prevention => Ok(Instant::now()),
+            Mode::NotifyOnly => {
+                wait_for_last(&peer, &last(number))?;
+                calm(stage)
+            }
+        })?);
+    }
+    peer.end()?;
+    Ok(readings)
+}
+
+fn until(done: impl Fn() -> Result<bool>) -> Result<Instant> {
+    let deadline = Instant::now() + REPLY_LIMIT;
+    while !done()? {
+        if Instant::now() >= deadline {
+            return Err("the agent still scans when the time is up".to_owned());
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+    Ok(Instant::now())
+}
+
+/// When clamd last did anything, once it has done nothing for a while.
+fn calm(stage: &Stage) -> Result<Instant> {
+    const CALM: Duration = Duration::from_millis(500);
+    let deadline = Instant::now() + REPLY_LIMIT;
+    let (mut last, mut spent) = (Instant::now(), CpuTimes::of(stage.clamd.pid())?);
+    while last.elapsed() < CALM {
+        thread::sleep(Duration::from_millis(5));
+        let now = CpuTimes::of(stage.clamd.pid())?;
+        if !now.since(&spent).is_zero() {
+            (last, spent) = (Instant::now(), now);
+        }
+        if Instant::now() >= deadline {
+            return Err("clamd still works when the time is up".to_owned());
+        }
+    }
+    Ok(last)
 }
 
 /// Files of each size, for each column.
@@ -155,13 +249,19 @@ fn ask(stage: &Stage, files: &[PathBuf], streamed: bool) -> Result<Reading> {
     Ok(each(before.elapsed(), files.len()))
 }
 
-fn open(stage: &Stage, agent: u32, files: &[PathBuf]) -> Result<Reading> {
+/// Opens them, and waits until they are scanned; for each.
+fn open(
+    stage: &Stage,
+    agent: u32,
+    files: &[PathBuf],
+    until_scanned: impl FnOnce() -> Result<Instant>,
+) -> Result<Reading> {
     let meter = stage.meter(agent)?;
     let before = Instant::now();
     for path in files {
         File::open(path).map_err(|error| format!("opening {}: {error}", path.display()))?;
     }
-    let took = before.elapsed();
+    let took = until_scanned()?.saturating_duration_since(before);
     Ok(each(took, files.len()).cpu(meter.each(files.len())?))
 }
 

@@ -25,8 +25,7 @@ use crate::{
     shell::Result,
 };
 
-// clamonacc needs six minutes for a million opens.
-const GUARD: Duration = Duration::from_mins(15);
+const GUARD: Duration = Duration::from_mins(5);
 /// How long scans may take that nobody waits for.
 const SCAN_LIMIT: Duration = Duration::from_mins(3);
 /// After this, what was needed to start is given back, if it is at all.
@@ -133,11 +132,15 @@ fn onacc_after(stage: &Stage, watch: &Watch, files: &[PathBuf]) -> Result<Vec<Re
     let (before, meter) = (agent.counters()?, stage.meter(agent.pid())?);
     let mut note = None;
     if !files.is_empty() {
-        for _ in 0..stage.plan.memory_rounds {
-            open_all(files, 8)?;
-        }
+        open_all(files, 8)?;
         if !watch.prevention {
             wait_for_scans(&agent, Instant::now() + SCAN_LIMIT)?;
+        }
+        // Those that came last: there may be more files than marks.
+        for _ in 1..stage.plan.memory_rounds {
+            for _ in 0..2 {
+                open_all(&files[files.len() / 2..], 8)?;
+            }
         }
         let scans = grown(&before, &agent.counters()?, "scans")?;
         if scans < u64::try_from(files.len()).unwrap_or(u64::MAX) {
@@ -154,8 +157,9 @@ fn onacc_after(stage: &Stage, watch: &Watch, files: &[PathBuf]) -> Result<Vec<Re
     Ok(vec![reading])
 }
 
-/// clamonacc's memory after as many opens. Notify-only, scans are still to be done
-/// then: they are in its memory, or in the kernel's queue.
+/// clamonacc's memory after one open of each file (it knows nothing of former ones, and
+/// needs six minutes for a million). Notify-only, scans are still to be done then: they
+/// are in its memory, or in the kernel's queue.
 fn clamonacc_after(
     stage: &Stage,
     watch: &Watch,
@@ -165,13 +169,14 @@ fn clamonacc_after(
     let peer = stage.clamonacc(watch, probes)?;
     let meter = stage.meter(peer.pid())?;
     if !files.is_empty() {
-        for _ in 0..stage.plan.memory_rounds {
-            open_all(files, 8)?;
-        }
+        open_all(files, 8)?;
     }
-    let cpu = meter.each(files.len() * stage.plan.memory_rounds)?;
+    let cpu = meter.each(files.len())?;
     std::thread::sleep(REST);
     let mut reading = reading(peer.pid())?;
+    if !files.is_empty() {
+        reading.notes.push(format!("after {} opens", files.len()));
+    }
     reading.cpu = (!files.is_empty()).then_some(cpu);
     let protects = peer.protects_after;
     peer.end()?;

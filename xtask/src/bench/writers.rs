@@ -2,7 +2,8 @@
 //! fires for every filesystem of the host.
 //!
 //! Appends and rewrites of 4 KiB, to a file that stays open, on the watched
-//! filesystem and on one that is not watched.
+//! filesystem and on one that is not watched; with prevention and notify-only, where
+//! the hooks on opens are attached besides.
 
 use std::{
     fs::{File, OpenOptions},
@@ -15,7 +16,7 @@ use crate::{
     bench::{
         clock::{Sample, time},
         row::{Column, Reading, Row, Unit, take},
-        stage::{Stage, Watch, end, grown},
+        stage::{Mode, Stage, Watch, end, grown},
     },
     shell::Result,
 };
@@ -30,26 +31,30 @@ pub fn measure(stage: &Stage) -> Result<Vec<Row>> {
     let other = ScratchFs::ext4(512)?;
     let watched = scratch.mkdir("watched");
     let files = [open(&watched.join("file"))?, open(&other.join("file"))?];
-    let watch = Watch::new(&watched);
-    let mut rows = [
-        "append of 4 KiB, watched filesystem",
-        "rewrite of 4 KiB, watched filesystem",
-        "append of 4 KiB, unwatched filesystem",
-        "rewrite of 4 KiB, unwatched filesystem",
-    ]
-    .map(|name| Row::new(name, Unit::Nanoseconds));
-    for _ in stage.rounds(stage.plan.rounds, 0) {
-        take(&mut rows, Column::Baseline, || {
-            write_all(stage, &files, None)
-        });
-        take(&mut rows, Column::Onacc, || {
-            let agent = stage.onacc(&watch)?;
-            let readings = write_all(stage, &files, Some(&agent))?;
-            end(agent)?;
-            Ok(readings)
-        });
+    let mut all = Vec::new();
+    for (mode, left) in Mode::ALL.into_iter().zip([1, 0]) {
+        let watch = Watch::new(&watched).mode(mode);
+        let mut rows = [
+            "append of 4 KiB, watched filesystem",
+            "rewrite of 4 KiB, watched filesystem",
+            "append of 4 KiB, unwatched filesystem",
+            "rewrite of 4 KiB, unwatched filesystem",
+        ]
+        .map(|name| Row::new(format!("{name}{}", mode.suffix()), Unit::Nanoseconds));
+        for _ in stage.rounds(stage.plan.rounds, left) {
+            take(&mut rows, Column::Baseline, || {
+                write_all(stage, &files, None)
+            });
+            take(&mut rows, Column::Onacc, || {
+                let agent = stage.onacc(&watch)?;
+                let readings = write_all(stage, &files, Some(&agent))?;
+                end(agent)?;
+                Ok(readings)
+            });
+        }
+        all.extend(rows);
     }
-    Ok(rows.into())
+    Ok(all)
 }
 
 fn open(path: &std::path::Path) -> Result<File> {
