@@ -160,6 +160,11 @@ impl<'a> OpenRecord<'a> {
         })
     }
 
+    /// Bytes that it takes, without the room that follows in the ring buffer.
+    pub fn size(&self) -> usize {
+        OpenHeader::SIZE + self.names.len()
+    }
+
     /// The names, leaf first, without their NULs.
     pub fn names(&self) -> impl Iterator<Item = &'a [u8]> {
         let ended = self.names.strip_suffix(&[0]);

@@ -7,6 +7,7 @@ mod clamds;
 mod house;
 mod parts;
 mod reload;
+mod sizes;
 
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,6 +21,7 @@ use self::parts::{
     spawn_watchdog, start_arrivals, stay_in_memory, wanted,
 };
 use self::reload::House;
+use self::sizes::Sizes;
 use crate::clamd::TlsError;
 use crate::commands::cli::Cli;
 use crate::config::modes::MarksMode;
@@ -243,6 +245,9 @@ impl Agent {
     )]
     fn start(house: &House<'_>, settings: Settings) -> Result<Self, AgentError> {
         let preparation = tiers::prepare_filter_plane(settings.bpf);
+        let sizes = Sizes::of_machine()
+            .with_verdicts(settings.verdicts)
+            .limited(&house.cli.debug_limits);
         let counters = Arc::clone(&house.counters);
         let in_flight = fd_budget(house.files_each(), fds_of_servers(&settings))?;
         let features = Group::new(GroupKind::Notification)?.probe_features()?;
@@ -250,7 +255,7 @@ impl Agent {
         let kind = Kind::choose(settings.coverage, settings.disable_ddd, features);
         let table = Arc::new(MountTable::read()?);
         let paths = RealPaths::of(&settings, &table, Tell::Yes)?;
-        let mut filter = load_filter(&settings, kind, preparation)?;
+        let mut filter = load_filter(&settings, (kind, &sizes), preparation)?;
         let feed = filter.feed.take();
         let tells_opens = filter.plane.as_ref().is_some_and(FilterPlane::tells_opens);
         let mut wanted = wanted(settings.triggers);
@@ -286,10 +291,11 @@ impl Agent {
             Answer::Allow
         };
 
-        let verdicts = Arc::new(Mutex::new(VerdictCache::new(settings.verdicts)));
+        let verdicts = Arc::new(Mutex::new(VerdictCache::new(sizes.verdicts)));
         let keeper = Keeper::new(
             KeeperLinks {
                 group: Arc::clone(&group),
+                most: sizes.marks,
                 writers: WriterProbe::new()?,
                 messages: keeper_messages.clone(),
                 verdicts: Arc::clone(&verdicts),
@@ -358,6 +364,7 @@ impl Agent {
             Some(feed) => {
                 let messages = Mailbox::new()?;
                 let feed_links = FeedLinks {
+                    backlog: sizes.backlog,
                     budget: FdBudget::new(in_flight / 4),
                     jobs: jobs.clone(),
                     keeper: keeper_messages.clone(),

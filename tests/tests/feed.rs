@@ -22,8 +22,8 @@ use std::{
 use common::{FakeSite, LIMIT, NO_LONGER_YOUNG, Site, assert_opens, clean, infected};
 use groups::Group;
 use onacc_tests::{
-    Agent, Behaviour, Counters, agent::AgentBuilder, clamd::wait_until, or_skip, require_root,
-    skip, sys,
+    Agent, Behaviour, Counters, ScratchFs, agent::AgentBuilder, clamd::wait_until, or_skip,
+    require_root, skip, sys,
 };
 use settle::run;
 
@@ -281,6 +281,7 @@ fn what_finds_no_room_in_the_ring_buffer_is_caught_up_with() {
         reporting(&site)
             .open_files(256)
             .option("OnAccessCurlTimeout 60000")
+            .arg("--debug-limits=backlog=100000")
     ));
     site.clamd().stop();
     let full = wait_until(LIMIT, || {
@@ -301,6 +302,54 @@ fn what_finds_no_room_in_the_ring_buffer_is_caught_up_with() {
     let counts = all(&agent);
     assert!(counts["told_caught_up"] >= 60, "{counts:?}");
     assert_eq!(counts["told_lost"], 0);
+}
+
+/// More files than the ring buffer and the fds in flight have room for, while clamd
+/// does nothing at all: what is not taken out of the kernel at once is missed.
+#[test]
+fn twenty_thousand_files_opened_at_once_are_all_looked_at() {
+    const FILES: usize = 20_000;
+    /// The ring buffer holds 12,700, and 64 files are in flight.
+    const MISSED_IF_NOT_TAKEN_AT_ONCE: u64 = 7000;
+    require_root!();
+    // An inode for each 16 KiB.
+    let site = or_skip!(ScratchFs::ext4(512).and_then(Site::on));
+    let all_files: Vec<PathBuf> = (0..FILES)
+        .map(|n| {
+            let content = if n % 1000 == 999 { infected() } else { clean() };
+            site.write(format!("file{n}"), &content)
+        })
+        .collect();
+    let agent = or_skip!(told(
+        reporting(&site)
+            .open_files(256)
+            .option("OnAccessCurlTimeout 60000")
+    ));
+    site.clamd().stop();
+    for (n, path) in all_files.iter().enumerate() {
+        drop(File::open(path).unwrap());
+        if n % 500 == 0 {
+            thread::sleep(Duration::from_millis(3));
+        }
+    }
+    let counts = all(&agent);
+    assert!(counts["told_opens"] < 10_000, "clamd holds: {counts:?}");
+    assert!(
+        counts["bpf_open_missed"] < MISSED_IF_NOT_TAKEN_AT_ONCE / 2,
+        "{counts:?}"
+    );
+    site.clamd().cont();
+    let done = wait_until(4 * LIMIT, || {
+        let counts = all(&agent);
+        counts["clean"] + counts["infected"] >= FILES as u64
+    });
+    let counts = all(&agent);
+    assert!(done, "{counts:?}");
+    assert_eq!(counts["told_lost"] + counts["told_not_found"], 0);
+    for path in all_files.iter().skip(999).step_by(1000) {
+        let seen = wait_until(LIMIT, || is_reported(&agent, path));
+        assert!(seen, "{}", path.display());
+    }
 }
 
 #[test]

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use super::AgentError;
+use super::sizes::Sizes;
 use crate::config::settings::Triggers;
 use crate::config::{Settings, names};
 use crate::coverage::directories::Reach;
@@ -17,7 +18,7 @@ use crate::coverage::paths::{RealPaths, Tell};
 use crate::coverage::tiers;
 use crate::intake::Arrivals;
 use crate::kernel::bpf::{
-    BpfError, Controls, FilterCounters, FilterPlane, OpenFeed, Preparation, Tags,
+    BpfError, Controls, FilterCounters, FilterPlane, OpenFeed, Preparation, Request, Tags,
 };
 use crate::kernel::fanotify::{Answer, Opens, Wanted};
 use crate::kernel::file::ProgramId;
@@ -77,13 +78,17 @@ pub(super) struct Filter {
 
 pub(super) fn load_filter(
     settings: &Settings,
-    kind: Kind,
+    (kind, sizes): (Kind, &Sizes),
     preparation: Option<Preparation>,
 ) -> Result<Filter, BpfError> {
     let excluded = settings.excluded_uids.len() + settings.excluded_names.len();
-    let wants = tiers::wants(settings, kind);
-    let Some(loaded) = tiers::load_filter_plane(settings.bpf, preparation, (wants, excluded))?
-    else {
+    let request = Request {
+        capacity: sizes.marks,
+        filesystems: sizes.filesystems,
+        wants: tiers::wants(settings, kind),
+        excluded: sizes.room_for_uids(excluded),
+    };
+    let Some(loaded) = tiers::load_filter_plane(settings.bpf, preparation, &request)? else {
         return Ok(Filter::default());
     };
     if let Err(error) = loaded.controls.exempt(std::process::id()) {

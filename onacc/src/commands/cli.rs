@@ -12,6 +12,7 @@ use std::str::FromStr;
 
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum as _};
 
+pub use super::debug_limits::{DebugLimit, DebugSize};
 use super::foreign;
 use crate::config::CommandLine;
 use crate::config::entry::Value;
@@ -162,6 +163,10 @@ pub struct Cli {
     /// Print the versions of onacc and of clamd
     #[arg(short = 'V', long, overrides_with = "version")]
     pub version: bool,
+
+    /// Make tables small: NAME=NUMBER, for tests of what happens when one is full
+    #[arg(long, value_name = "NAME=NUMBER", value_delimiter = ',', hide = true)]
+    pub debug_limits: Vec<DebugLimit>,
 
     /// Flags that clamonacc hides, and that never had an effect there.
     #[command(flatten)]

@@ -4,6 +4,7 @@
 mod clamd;
 pub mod cli;
 mod config;
+mod debug_limits;
 mod doctor;
 mod foreign;
 mod manual;

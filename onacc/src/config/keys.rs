@@ -175,7 +175,7 @@ pub static KEYS: &[Key] = &[
 
     key("kernel", "Bpf", Text, "How to use eBPF: auto, off or require; see --bpf in onacc(8).").flag("--bpf").or("auto"),
 
-    key("cache", "Verdicts", Number, "How many verdicts are remembered, from 0 to 4194304. With 0 every open that reaches the agent is scanned.").or("65536"),
+    key("cache", "Verdicts", Number, "How many verdicts are remembered, from 0 to 4194304. With 0 every open that reaches the agent is scanned. As many clean files are answered for by the kernel, where that is more than by default.").or("one for each 128 KiB of memory, from 65536 to 524288"),
     key("cache", "Marks", Text, "Which ignore marks the kernel keeps: auto, strict or off; see --marks in onacc(8).").flag("--marks").or("auto"),
 
     key("quarantine", "Action", Text, "What becomes of infected files: none, remove, move or copy.").flag("--remove, --move, --copy").or("none"),

@@ -202,8 +202,8 @@ pub struct Settings {
     pub database_directory: PathBuf,
     /// `TemporaryDirectory`: where clamd unpacks. Absolute. Default: clamd's.
     pub temporary_directory: Option<Located<PathBuf>>,
-    /// `Verdicts`: how many are remembered. Default: 65,536.
-    pub verdicts: usize,
+    /// `Verdicts`: how many are remembered. Default: by the machine's memory.
+    pub verdicts: Option<usize>,
     /// `Marks`: which ignore marks the kernel keeps.
     pub marks: MarksMode,
     /// What becomes of infected files.

@@ -24,9 +24,6 @@ use crate::observe::counters::Counters;
 use crate::observe::heartbeat::Heartbeat;
 use crate::policy::{Policy, VerdictCache, stamps};
 
-/// Inodes that can carry a clean mark at a time; memory is used for those that do.
-pub const MARKS: u32 = 65_536;
-
 /// How long clean files are gathered before they are marked.
 const NAP: Duration = Duration::from_millis(5);
 
@@ -68,6 +65,8 @@ pub enum KeeperMessage {
 pub struct KeeperLinks {
     /// Where the marks are.
     pub group: Arc<Group>,
+    /// How many inodes may carry one at a time.
+    pub most: u32,
     /// Asked whether a file has writers.
     pub writers: WriterProbe,
     /// Where messages come from.
@@ -111,7 +110,7 @@ impl Keeper {
             spent: std::collections::VecDeque::new(),
         };
         Self {
-            marks: CleanMarks::new(world, MARKS as usize, Arc::clone(&links.counters)),
+            marks: CleanMarks::new(world, links.most as usize, Arc::clone(&links.counters)),
             messages: links.messages,
             counters: links.counters,
             heartbeat: links.heartbeat,

@@ -5,7 +5,6 @@
 
 use onacc_common::wants;
 
-use super::keeper::MARKS;
 use super::kind::Kind;
 use super::outside::OutsideMarks;
 use crate::config::Settings;
@@ -96,25 +95,20 @@ pub fn prepare_filter_plane(mode: BpfMode) -> Option<Preparation> {
 pub fn load_filter_plane(
     mode: BpfMode,
     preparation: Option<Preparation>,
-    (wants, excluded): (u32, usize),
+    request: &Request,
 ) -> Result<Option<Loaded>, BpfError> {
     let Some(preparation) = preparation else {
         tracing::info!("onacc: tier: eBPF: off (--bpf=off): {WITHOUT_BPF}");
         return Ok(None);
     };
-    let loaded = preparation.load(&Request {
-        capacity: MARKS,
-        wants,
-        // Room for those that a reload brings.
-        excluded: u32::try_from(excluded * 2).unwrap_or(u32::MAX).max(4096),
-    });
+    let loaded = preparation.load(request);
     crate::kernel::memory::give_back();
     match loaded {
         Ok(loaded) => {
             tracing::info!(
                 "onacc: tier: eBPF: tracepoint: tp_btf/writeback_mark_inode_dirty is attached, offsets from the running kernel's BTF"
             );
-            say_opens(&loaded, wants);
+            say_opens(&loaded, request.wants);
             Ok(Some(loaded))
         }
         Err(error) if mode == BpfMode::Require => Err(error),

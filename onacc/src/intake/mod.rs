@@ -6,10 +6,13 @@
 
 mod arrears;
 mod arrivals;
+mod backlog;
+mod drain;
 mod feed;
 mod find;
 mod judge;
 mod lanes;
+mod looker;
 mod place;
 mod processes;
 mod reader;
@@ -18,9 +21,10 @@ use crate::observe::counters::Counters;
 use crate::policy::Unscanned;
 
 pub use arrivals::{Arrivals, ArrivalsMessage};
-pub use feed::{Feed, FeedLinks, FeedMessage};
+pub use feed::{Feed, FeedMessage};
 pub use find::is_keyed;
 pub use lanes::{Ended, LaneError, Lanes};
+pub use looker::FeedLinks;
 pub use reader::{Control, Reader, ReaderLinks, ReaderOwn};
 
 fn count(counters: &Counters, reason: Unscanned) {

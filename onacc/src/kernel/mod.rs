@@ -24,6 +24,7 @@ pub mod overlay;
 pub mod pid_file;
 pub mod process;
 pub mod procfs;
+pub mod ram;
 pub mod signals;
 pub mod sync;
 pub mod unix_peers;

@@ -28,7 +28,8 @@ pub enum Verdict {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Stamp {
     changed: ChangeTime,
-    modified: i128,
+    /// Nanoseconds, the lower half: far more than 500 years are needed to be the same.
+    modified: i64,
     size: u64,
 }
 
@@ -36,10 +37,15 @@ impl Stamp {
     fn of(stat: &FileStat) -> Self {
         Self {
             changed: stat.changed,
-            modified: stat.modified,
+            modified: lower_half(stat.modified),
             size: stat.size,
         }
     }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "the lower half is meant")]
+const fn lower_half(number: i128) -> i64 {
+    number as i64
 }
 
 #[derive(Debug)]

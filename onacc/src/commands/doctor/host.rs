@@ -285,6 +285,7 @@ fn filter_plane(settings: Option<&Settings>, wanted: u32) -> Vec<Finding> {
     }
     let request = Request {
         capacity: 16,
+        filesystems: 16,
         wants: wanted,
         excluded: 16,
     };

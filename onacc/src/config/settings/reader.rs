@@ -45,8 +45,6 @@ const LONGEST_READ_TIMEOUT: u64 = 86_400;
 const MAX_QUEUE: u64 = 100;
 /// The largest `MaxQueue` we make use of.
 const LONGEST_QUEUE: u64 = 1 << 20;
-/// `Verdicts` when it is not set.
-const VERDICTS: u64 = 65_536;
 /// The largest `Verdicts`: some hundred MiB.
 const MOST_VERDICTS: u64 = 1 << 22;
 /// `LogFacility` when it is not set.
@@ -269,10 +267,8 @@ impl Reader<'_> {
         Some(path.with(PathBuf::from(&path.value)))
     }
 
-    fn verdicts(&mut self) -> usize {
-        let Some(number) = self.numbers("Verdicts").into_iter().next() else {
-            return count(VERDICTS);
-        };
+    fn verdicts(&mut self) -> Option<usize> {
+        let number = self.numbers("Verdicts").into_iter().next()?;
         if number.value > MOST_VERDICTS {
             self.errors.push(ConfigError::TooLarge {
                 at: number.place(),
@@ -280,7 +276,7 @@ impl Reader<'_> {
                 limit: MOST_VERDICTS,
             });
         }
-        count(number.value.min(MOST_VERDICTS))
+        Some(count(number.value.min(MOST_VERDICTS)))
     }
 
     fn action(&mut self) -> Action {

@@ -186,7 +186,7 @@ impl Settings {
             "DatabaseDirectory" => text(database_directory.as_os_str().as_bytes()),
             "TemporaryDirectory" => path(temporary_directory.as_ref()),
             "Bpf" => word(bpf),
-            "Verdicts" => is(verdicts),
+            "Verdicts" => verdicts.map_or(Text::Unset, is),
             "Marks" => word(marks),
             "Action" => match action {
                 Action::Nothing => is("\"none\""),

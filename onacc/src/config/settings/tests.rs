@@ -105,7 +105,7 @@ fn defaults() {
             max_queue: 100,
             temporary_directory: None,
             database_directory: "/var/lib/clamav".into(),
-            verdicts: 65_536,
+            verdicts: None,
             marks: MarksMode::Auto,
             action: Action::Nothing,
             log: LogSettings {

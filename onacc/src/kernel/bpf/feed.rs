@@ -7,7 +7,6 @@ use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
 use std::sync::Arc;
 
 use aya::maps::{HashMap, MapData, RingBuf};
-use onacc_common::opens::OpenRecord;
 use onacc_common::{Counter, DirKey};
 
 use super::FilterCounters;
@@ -53,16 +52,15 @@ impl OpenFeed {
         }
     }
 
-    /// Hands the next record to `each`. False: no more for now.
-    pub fn next(&mut self, each: impl FnOnce(&OpenRecord<'_>)) -> bool {
-        let Some(item) = self.ring.next() else {
-            return false;
-        };
-        // The object was built with this agent: what it writes is understood.
-        if let Some(record) = OpenRecord::from_bytes(&item) {
-            each(&record);
+    /// Hands the next record to `each`, as bytes. False: no more for now.
+    pub fn next(&mut self, each: impl FnOnce(&[u8])) -> bool {
+        match self.ring.next() {
+            Some(record) => {
+                each(&record);
+                true
+            }
+            None => false,
         }
-        true
     }
 
     /// Files that found no room since the last call, up to a batch; empty: none

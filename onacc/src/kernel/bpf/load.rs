@@ -40,14 +40,13 @@ const FIRST_PID_NAMESPACE: &str = "pid:[4026531836]";
 /// Ring buffer where all opens are told, and where only refusals are.
 const OPENS_RING: u32 = 8 << 20;
 const REFUSALS_RING: u32 = 128 << 10;
-/// Filesystems that can be watched at a time.
-const FILESYSTEMS: u32 = 16_384;
-
 /// What is asked of the filter plane.
 #[derive(Clone, Copy, Debug)]
 pub struct Request {
     /// Inodes that can be known as clean at a time.
     pub capacity: u32,
+    /// Filesystems that can be watched at a time.
+    pub filesystems: u32,
     /// What the settings in force need of the hooks on opens: bits of
     /// [`onacc_common::wants`].
     pub wants: u32,
@@ -270,7 +269,7 @@ impl Preparation {
             objects.override_global(name, number, false);
         }
         objects.map_max_entries("CACHED", request.capacity);
-        objects.map_max_entries("WATCHED", FILESYSTEMS);
+        objects.map_max_entries("WATCHED", request.filesystems);
         objects.map_max_entries("EXCLUDED", request.excluded.max(1));
         for (tier, wanted) in candidates.into_iter().zip(&wanted) {
             match attempt(&mut objects, (Some(tier), wanted), btf) {

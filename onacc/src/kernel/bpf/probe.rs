@@ -112,6 +112,7 @@ mod tests {
             let refused = refusal(tier, &btf);
             let request = Request {
                 capacity: 16,
+                filesystems: 16,
                 wants: wanted,
                 excluded: 16,
             };

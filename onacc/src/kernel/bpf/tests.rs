@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 const MARKS_ALONE: Request = Request {
     capacity: 16,
+    filesystems: 16_384,
     wants: 0,
     excluded: 0,
 };
@@ -222,6 +223,7 @@ fn told_of(feed: &mut OpenFeed, key: InodeKey) -> Vec<(Access, Vec<Vec<u8>>, Ope
     let mut told = Vec::new();
     loop {
         let more = feed.next(|record| {
+            let record = onacc_common::opens::OpenRecord::from_bytes(record).unwrap();
             if record.header.key == key {
                 let names = record.names().map(<[u8]>::to_vec).collect();
                 told.push((record.access, names, record.header));
