@@ -122,7 +122,8 @@ fn the_defaults_are_those_that_are_told() {
             number if number.bytes().all(|byte| byte.is_ascii_digit()) => number.to_owned(),
             "open, close-write" => "[\"open\", \"close-write\"]".to_owned(),
             "any size" => "0".to_owned(),
-            text if text.starts_with("none") => continue,
+            // It depends on the machine.
+            text if text.starts_with("none") || text.contains("of memory") => continue,
             text => format!("\"{text}\""),
         };
         let line = format!("{} = {told}  # default", key.name);
