@@ -58,6 +58,9 @@ use crate::scan::{
     Feeders, Links, Prescan, PrescanMessage, Prescanner, ScannerIdentity, Service, Work,
 };
 
+/// Files that eBPF has told of, in flight at a time. The rest waits as records: what is
+/// in flight must be scanned before its time runs out.
+const MOST_TOLD: usize = 512;
 /// Files that are scanned ahead at a time, or wait for it.
 const MOST_PRESCANS: usize = 64;
 /// Open files from which on there is room for two agents while one takes the
@@ -365,7 +368,7 @@ impl Agent {
                 let messages = Mailbox::new()?;
                 let feed_links = FeedLinks {
                     backlog: sizes.backlog,
-                    budget: FdBudget::new(in_flight / 4),
+                    budget: FdBudget::new((in_flight / 4).min(MOST_TOLD)),
                     jobs: jobs.clone(),
                     keeper: keeper_messages.clone(),
                     verdicts: Arc::clone(&verdicts),
