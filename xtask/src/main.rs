@@ -9,6 +9,7 @@ mod chaos;
 mod ebpf_toolchain;
 mod fuzz;
 mod package;
+mod panics;
 mod run;
 mod setup;
 mod setup_plan;

@@ -15,6 +15,7 @@ use onacc_tests::skip::{SKIPS_VARIABLE, is_root};
 
 use crate::{
     package,
+    panics::Panics,
     setup::{self, Level},
     shell::{Result, agent_binary, cargo, run, shown},
     vm,
@@ -90,13 +91,15 @@ pub fn command(long: bool, filter: Option<&str>) -> Result<()> {
     if let Ok(path) = &package {
         tests.env("ONACC_DEB", path);
     }
+    let mut said = Vec::new();
     let tested = step("tests", &mut tests, |command| {
-        run_and_count(command, &mut count)
+        run_and_count(command, &mut count, &mut said)
     });
     if let Err(error) = tested {
         // A test that failed is counted; a test binary that was not built is not.
         count.failed = count.failed.max(1);
         failures.push(format!("tests: {error}"));
+        failures.append(&mut said);
     }
 
     let missed = kernels(filter, &mut count, &mut failures);
@@ -134,6 +137,7 @@ fn kernels(filter: Option<&str>, count: &mut Count, failures: &mut Vec<String>) 
             count.skipped += summary.skipped;
             if summary.failed > 0 {
                 failures.push(format!("other kernels: {}, see the table", summary.failed));
+                failures.extend(summary.said);
             }
         }
         Err(error) => {
@@ -161,8 +165,10 @@ fn step(
     result
 }
 
-/// Runs `cargo test` with its output shown, and sums up its results.
-fn run_and_count(command: &mut Command, count: &mut Count) -> Result<()> {
+/// Runs `cargo test` with its output shown, and sums up its results; `said`: what
+/// failing tests said.
+fn run_and_count(command: &mut Command, count: &mut Count, said: &mut Vec<String>) -> Result<()> {
+    let mut panics = Panics::default();
     let mut child = command
         .stdout(Stdio::piped())
         .spawn()
@@ -174,6 +180,7 @@ fn run_and_count(command: &mut Command, count: &mut Count) -> Result<()> {
         {
             let line = String::from_utf8_lossy(&line);
             println!("{line}");
+            panics.line(&line);
             if let Some(more) = parse_result(&line) {
                 count.passed += more.passed;
                 count.failed += more.failed;
@@ -181,6 +188,7 @@ fn run_and_count(command: &mut Command, count: &mut Count) -> Result<()> {
             }
         }
     }
+    said.append(&mut panics.finish());
     let status = child.wait().map_err(|error| format!("waiting: {error}"))?;
     if status.success() {
         Ok(())

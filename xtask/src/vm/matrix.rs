@@ -22,7 +22,10 @@ use super::{
     outcome::{BEGIN, Column, END, Outcome, Reading, table},
     script::script,
 };
-use crate::shell::{Result, agent_binary};
+use crate::{
+    panics::Panics,
+    shell::{Result, agent_binary},
+};
 
 /// Machines at a time.
 const AT_A_TIME: usize = 2;
@@ -54,6 +57,8 @@ pub struct Summary {
     pub skipped: usize,
     /// The verifier costs.
     pub costs: Costs,
+    /// What failing tests said, each after its kernel and tier.
+    pub said: Vec<String>,
 }
 
 struct Job {
@@ -80,13 +85,14 @@ pub fn run(wish: &Wish<'_>) -> Result<Summary> {
             }),
         }
     }
-    let (ran, costs) = boot_all(jobs)?;
+    let (ran, costs, said) = boot_all(jobs)?;
     columns.extend(ran);
     columns.sort_by_key(|column| order(&column.head));
     if !wish.costs_alone {
         print!("\n{}", table(&columns));
     }
-    Ok(sum_up(&columns, costs))
+    let summary = sum_up(&columns, costs);
+    Ok(Summary { said, ..summary })
 }
 
 /// One initramfs for each tier of a kernel; the script is what differs.
@@ -151,7 +157,7 @@ fn prepare(
     Ok(jobs)
 }
 
-fn boot_all(jobs: Vec<Job>) -> Result<(Vec<Column>, Costs)> {
+fn boot_all(jobs: Vec<Job>) -> Result<(Vec<Column>, Costs, Vec<String>)> {
     let queue = Mutex::new(jobs.into_iter());
     let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
     let work = || {
@@ -168,42 +174,46 @@ fn boot_all(jobs: Vec<Job>) -> Result<(Vec<Column>, Costs)> {
             .map(|result| result.unwrap_or_else(|_| Err("a thread has panicked".to_owned())))
             .collect()
     });
-    let (mut columns, mut costs) = (Vec::new(), Costs::new());
-    for (column, measured) in done?.into_iter().flatten() {
-        columns.push(column);
-        for (program, count) in measured {
+    let (mut columns, mut costs, mut said) = (Vec::new(), Costs::new(), Vec::new());
+    for mut ran in done?.into_iter().flatten() {
+        columns.push(ran.column);
+        said.append(&mut ran.said);
+        for (program, count) in ran.costs {
             // A program may cost more where another one is its neighbour.
             let most = costs.entry(program).or_insert(count);
             *most = count.max(*most);
         }
     }
-    Ok((columns, costs))
+    Ok((columns, costs, said))
 }
 
 /// Boots one machine, once more if its kernel never came as far as the init: a loaded
 /// host can do that to an emulated machine, and no test of ours has run by then.
-fn boot(job: &Job) -> Result<(Column, Costs)> {
+fn boot(job: &Job) -> Result<Booted> {
     let first = boot_once(job)?;
-    if first.booted {
-        return Ok(first.came_to);
+    if first.came_up {
+        return Ok(first);
     }
     println!(
         "vm: {} {}: it did not boot; once more",
         job.series, job.tier
     );
-    Ok(boot_once(job)?.came_to)
+    boot_once(job)
 }
 
 struct Booted {
-    booted: bool,
-    came_to: (Column, Costs),
+    came_up: bool,
+    column: Column,
+    costs: Costs,
+    said: Vec<String>,
 }
 
 /// Its log stays in target/vm.
 fn boot_once(job: &Job) -> Result<Booted> {
     let head = format!("{} {}", job.series, job.tier);
     let log = cache().join(format!("{}-{}.log", job.series, job.tier));
-    let (mut reading, mut text, mut section) = (Reading::default(), String::new(), String::new());
+    let (mut reading, mut panics) = (Reading::default(), Panics::default());
+    let (mut text, mut section) = (String::new(), String::new());
     let machine = Machine {
         image: &job.kernel.image,
         initramfs: &job.initramfs,
@@ -212,6 +222,7 @@ fn boot_once(job: &Job) -> Result<Booted> {
     };
     let ended = machine.run(|line| {
         reading.line(line);
+        panics.line(line);
         text.push_str(line);
         text.push('\n');
         if let Some(file) = line.strip_prefix(BEGIN) {
@@ -248,8 +259,14 @@ fn boot_once(job: &Job) -> Result<Booted> {
     let costs = costs.collect();
     let outcomes = Ok(reading.finish(&job.cases));
     Ok(Booted {
-        booted: ended.booted,
-        came_to: (Column { head, outcomes }, costs),
+        came_up: ended.booted,
+        said: panics
+            .finish()
+            .into_iter()
+            .map(|panic| format!("{head}: {panic}"))
+            .collect(),
+        column: Column { head, outcomes },
+        costs,
     })
 }
 
