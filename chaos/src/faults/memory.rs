@@ -57,7 +57,7 @@ pub fn killed(scene: &mut Scene) -> Result<(), String> {
     group.set_limit(Some(group.usage()? + MIB))?;
     let dir = scene.files.dir.join("growth");
     fs::create_dir_all(&dir).map_err(|error| format!("{}: {error}", dir.display()))?;
-    let until = Instant::now() + Duration::from_secs(30);
+    let until = Instant::now() + Duration::from_mins(2);
     let mut number = 0;
     // Each file that it knows costs it memory.
     while scene.agent.as_mut().is_some_and(Agent::is_running) && Instant::now() < until {
@@ -119,6 +119,11 @@ pub fn short(scene: &mut Scene) -> Result<(), String> {
         }
     }
     scene.wait(Duration::from_secs(3));
+    // On a machine that stands still nobody opens anything meanwhile.
+    let until = Instant::now() + Duration::from_secs(60);
+    while group.pressure()? == before && Instant::now() < until {
+        scene.wait(Duration::from_millis(100));
+    }
     let (felt, kills) = (group.pressure()? - before, group.kills()?);
     if group.version() == Version::Two {
         group.set_high(None)?;
