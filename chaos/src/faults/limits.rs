@@ -145,6 +145,11 @@ pub fn nothing(scene: &mut Scene) -> Result<(), String> {
 /// to afterwards is judged anew.
 pub fn marks(scene: &mut Scene) -> Result<(), String> {
     scene.fault_begins(Leave::NONE);
+    let made_room = |scene: &Scene| {
+        let counters = scene.agent()?.counters()?;
+        Ok::<_, String>(counters.get("marks_dropped_room").copied().unwrap_or(0))
+    };
+    let before = made_room(scene)?;
     let dir = scene.files.dir.join("many");
     fs::create_dir_all(&dir).map_err(|error| format!("{}: {error}", dir.display()))?;
     let path = |n: usize| -> PathBuf { dir.join(n.to_string()) };
@@ -159,6 +164,9 @@ pub fn marks(scene: &mut Scene) -> Result<(), String> {
         if n % 1000 == 0 {
             scene.look_for_hangs();
         }
+    }
+    if made_room(scene)? == before {
+        return Err("no mark had to make room: nothing was tried".to_owned());
     }
     for n in (0..70_000).step_by(97) {
         let marker = &scene.files.marker;

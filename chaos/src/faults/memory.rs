@@ -120,7 +120,7 @@ pub fn short(scene: &mut Scene) -> Result<(), String> {
     }
     scene.wait(Duration::from_secs(3));
     // On a machine that stands still nobody opens anything meanwhile.
-    let until = Instant::now() + Duration::from_secs(60);
+    let until = Instant::now() + Duration::from_mins(1);
     while group.pressure()? == before && Instant::now() < until {
         scene.wait(Duration::from_millis(100));
     }

@@ -257,6 +257,8 @@ pub const FAULTS: [Fault; 28] = [
     Fault {
         resident: false,
         memory: 72 * 1024,
+        // There are more on a machine with much memory.
+        prepare: |builder| builder.arg("--debug-limits=marks=65536"),
         // ext4 has an inode for each 16 KiB.
         mib: 1300,
         quick: false,
