@@ -4,6 +4,7 @@
 //! it costs twice as much as by a name in the working directory. Must not: keep
 //! a filesystem busy after [`InDirectory`] is dropped. Tested here.
 
+use std::cell::Cell;
 use std::ffi::CStr;
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
@@ -12,6 +13,12 @@ use std::os::fd::{AsRawFd as _, BorrowedFd};
 use nix::sched::{CloneFlags, unshare};
 
 use super::SyscallError;
+
+thread_local! {
+    /// Whether this thread has its own working directory. A thread that it starts
+    /// afterwards shares that, until it enters a directory itself.
+    static IS_ALONE: Cell<bool> = const { Cell::new(false) };
+}
 
 /// The calling thread works in a directory, until this is dropped. The working
 /// directory is the thread's own (`CLONE_FS`): no other thread notices.
@@ -37,9 +44,11 @@ impl<'a> InDirectory<'a> {
     /// # Errors
     /// A failed `unshare(2)` or `fchdir(2)`.
     pub fn enter(fd: BorrowedFd<'a>) -> Result<Self, SyscallError> {
-        // Does nothing when it has been done.
-        unshare(CloneFlags::CLONE_FS)
-            .map_err(|errno| SyscallError::from_errno("unshare(CLONE_FS)", errno))?;
+        if !IS_ALONE.get() {
+            unshare(CloneFlags::CLONE_FS)
+                .map_err(|errno| SyscallError::from_errno("unshare(CLONE_FS)", errno))?;
+            IS_ALONE.set(true);
+        }
         nix::unistd::fchdir(fd).map_err(|errno| SyscallError::from_errno("fchdir", errno))?;
         Ok(Self {
             fd,

@@ -15,7 +15,13 @@ impl<M: Marker> Directories<M> {
     pub(super) fn take_events(&mut self) {
         let mut buffer = std::mem::replace(&mut self.buffer, InotifyBuffer::none());
         match self.marker.read(&mut buffer) {
-            Ok(events) => events.for_each(|event| self.handle(&event)),
+            Ok(events) => {
+                let mut events = events.peekable();
+                if events.peek().is_some() {
+                    self.join_aside();
+                }
+                events.for_each(|event| self.handle(&event));
+            }
             Err(error) => self.upkeep.cannot_read(&error),
         }
         self.buffer = buffer;

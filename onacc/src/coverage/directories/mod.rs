@@ -20,6 +20,7 @@ mod aside;
 mod follow;
 mod marker;
 mod names;
+mod nearby;
 mod opening;
 mod quick;
 mod tree;
@@ -32,7 +33,7 @@ mod tests;
 mod tree_tests;
 
 use std::collections::{HashSet, VecDeque};
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -53,6 +54,7 @@ pub use names::Reach;
 
 use aside::Aside;
 use names::Names;
+use nearby::Nearby;
 use tree::{NodeId, Tree};
 use upkeep::Upkeep;
 
@@ -129,6 +131,16 @@ struct Visit {
 }
 
 impl Visit {
+    /// The first walk comes by.
+    fn of_the_walk(id: NodeId) -> Self {
+        Self {
+            id,
+            deep: false,
+            fresh: false,
+            urgent: false,
+        }
+    }
+
     /// Something happened here.
     fn event(id: NodeId) -> Self {
         Self {
@@ -156,8 +168,8 @@ pub struct Directories<M: Marker = KernelMarker> {
     upkeep: Upkeep,
     /// Places marks during the first walk.
     aside: Option<Aside>,
-    /// The directory that was looked at last, for those in it.
-    nearby: Option<(NodeId, OwnedFd)>,
+    /// Directories that are open, for those in them.
+    nearby: Nearby,
     /// Path of the directory that is being looked at.
     path: Vec<u8>,
     buffer: InotifyBuffer,
@@ -180,12 +192,7 @@ impl<M: Marker> Directories<M> {
     pub fn with_marker(links: DirectoriesLinks, policy: Arc<Policy>, marker: M) -> Self {
         let names = Names::new(&links.include_paths, &links.exclude_paths, links.reach);
         let tree = Tree::new();
-        let first = Visit {
-            id: tree.root(),
-            deep: false,
-            fresh: false,
-            urgent: false,
-        };
+        let first = Visit::of_the_walk(tree.root());
         Self {
             links,
             policy,
@@ -197,7 +204,7 @@ impl<M: Marker> Directories<M> {
             leaving: HashSet::new(),
             upkeep: Upkeep::default(),
             aside: None,
-            nearby: None,
+            nearby: Nearby::default(),
             path: Vec::new(),
             buffer: InotifyBuffer::new(),
             stopped: false,
@@ -259,9 +266,9 @@ impl<M: Marker> Directories<M> {
             };
             self.visit(visit);
         }
-        self.join_aside();
+        self.follow_aside();
         self.keep_up(Instant::now());
-        self.nearby = None;
+        self.nearby.close();
         true
     }
 
@@ -282,6 +289,9 @@ impl<M: Marker> Directories<M> {
     fn take_messages(&mut self) {
         let mut messages = Vec::new();
         self.links.messages.drain(&mut messages);
+        if !messages.is_empty() {
+            self.join_aside();
+        }
         for message in messages {
             match message {
                 DirectoriesMessage::Policy(policy) => self.follow_policy(policy),

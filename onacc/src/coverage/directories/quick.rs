@@ -12,7 +12,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use super::names;
 use super::tree::NodeId;
 use super::{Directories, Marker, Visit};
-use crate::kernel::directory::InDirectory;
+use crate::kernel::directory::{InDirectory, NamedStat};
 use crate::kernel::file::FileStat;
 use crate::kernel::mounts::Mount;
 
@@ -26,24 +26,27 @@ const BEAT_EVERY: usize = 256;
 /// The directory whose new sub-directories are placed.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Alike {
-    mount: u64,
+    pub(super) mount: u64,
     /// Two links mean: no sub-directory.
     counted: bool,
 }
 
-/// How far a directory is protected.
-struct Placed {
-    /// Else `visit` is to look at it.
-    done: bool,
-    /// The mark is still to be placed.
-    mark_is_owed: bool,
+impl Alike {
+    /// Whether a directory has no sub-directories, as far as its links tell.
+    pub(super) fn is_leaf(self, stat: &NamedStat) -> bool {
+        self.counted && stat.links == 2
+    }
 }
 
-impl Placed {
-    const NOTHING: Self = Self {
-        done: false,
-        mark_is_owed: false,
-    };
+/// How far a directory is protected.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Placed {
+    /// All is done.
+    Done,
+    /// It is watched, look and mark are owed.
+    Watched,
+    /// `visit` is to look at it.
+    Not,
 }
 
 impl<M: Marker> Directories<M> {
@@ -73,7 +76,7 @@ impl<M: Marker> Directories<M> {
         visit: Visit,
         fd: &OwnedFd,
         alike: Alike,
-        new: &[(NodeId, CString)],
+        new: Vec<(NodeId, CString)>,
     ) {
         if new.is_empty() {
             return;
@@ -86,25 +89,25 @@ impl<M: Marker> Directories<M> {
             }
         };
         let mut to_mark = Vec::new();
-        for (count, (id, name)) in new.iter().enumerate() {
+        for (count, (id, name)) in new.into_iter().enumerate() {
             if count % BEAT_EVERY == 0 {
                 self.links.heartbeat.beat();
                 self.links.heartbeat.rest();
             }
-            let placed = inside.as_ref().map_or(Placed::NOTHING, |inside| {
-                self.place_one(inside, alike, *id, name)
+            let placed = inside.as_ref().map_or(Placed::Not, |inside| {
+                self.place_one(inside, alike, id, &name)
             });
-            if !placed.done {
-                self.push(Visit { id: *id, ..visit });
-            }
-            if placed.mark_is_owed {
-                to_mark.push((*id, name.clone()));
+            match placed {
+                Placed::Done => {}
+                Placed::Watched => to_mark.push((id, name)),
+                Placed::Not => self.push(Visit { id, ..visit }),
             }
         }
-        self.mark_aside(fd, to_mark);
+        self.mark_aside(fd, alike, to_mark);
     }
 
-    /// Watches and marks one directory, or leaves the mark to [`super::aside`].
+    /// Watches one directory, then looks at it and marks it, or leaves that to
+    /// [`super::aside`].
     fn place_one(
         &mut self,
         inside: &InDirectory<'_>,
@@ -113,36 +116,34 @@ impl<M: Marker> Directories<M> {
         name: &CStr,
     ) -> Placed {
         let Ok(watch) = self.marker.watch_in(inside, name) else {
-            return Placed::NOTHING;
+            return Placed::Not;
         };
         // Seen before: bind mounts, moves. `visit` knows what to do.
         if self.leaving.contains(&watch) || self.tree.nodes_of(watch).next().is_some() {
-            return Placed::NOTHING;
+            return Placed::Not;
         }
-        // After the watch: a sub-directory that is made now is told by it.
-        let Ok(stat) = inside.stat(name) else {
-            return Placed::NOTHING;
-        };
-        if stat.mount != alike.mount {
-            return Placed::NOTHING;
-        }
-        let mark_is_owed = self.aside.is_some();
-        if !mark_is_owed {
+        let mut leaf = false;
+        if self.aside.is_none() {
+            // After the watch: a sub-directory that is made now is told by it.
+            match inside.stat(name) {
+                Ok(stat) if stat.mount == alike.mount => leaf = alike.is_leaf(&stat),
+                _ => return Placed::Not,
+            }
             if self.marker.mark_in(inside, name).is_err() {
-                return Placed::NOTHING;
+                return Placed::Not;
             }
             self.links.counters.directory_marks.up();
         }
         self.tree.set_watch(id, Some(watch));
-        let leaf = alike.counted && stat.links == 2;
         if let Some(state) = self.tree.state_mut(id) {
             state.marked = true;
             state.settled = leaf;
             state.whole = leaf;
         }
-        Placed {
-            done: leaf,
-            mark_is_owed,
+        match (&self.aside, leaf) {
+            (Some(_), _) => Placed::Watched,
+            (None, true) => Placed::Done,
+            (None, false) => Placed::Not,
         }
     }
 }

@@ -12,7 +12,8 @@ use nix::fcntl::AtFlags;
 use nix::sys::stat::{SFlag, fstatat};
 
 use super::names::{self, LeftOut, Plan};
-use super::opening::{is_gone, open_at, open_in};
+use super::nearby::Opening;
+use super::opening::{is_gone, open_at};
 use super::quick::Alike;
 use super::tree::{NodeId, State};
 use super::{Directories, Marker, Visit};
@@ -42,16 +43,6 @@ struct Listing {
     alike: Option<Alike>,
 }
 
-/// What became of opening a directory.
-enum Opening {
-    Found(OwnedFd),
-    /// Its parent has it no more.
-    Gone,
-    /// Its parent, named here, is not where it was: that is looked at first.
-    Doubtful(NodeId),
-    Failed(Errno),
-}
-
 impl<M: Marker> Directories<M> {
     /// Looks at a directory that is (or was, or may be) in the tree.
     pub(super) fn visit(&mut self, visit: Visit) {
@@ -76,53 +67,6 @@ impl<M: Marker> Directories<M> {
             Opening::Failed(errno) => self.trouble(visit.id, &errno.desc()),
         }
         self.links.heartbeat.beat();
-    }
-
-    /// Opens a directory of the tree as `O_PATH`, in the very directory that is
-    /// its parent in the tree. By path alone a directory that has just come into
-    /// the place of the parent would be taken for it, and what is known below
-    /// would be given up for gone. `self.path` is the path then.
-    fn open(&mut self, id: NodeId) -> Opening {
-        let Some(parent) = self.tree.parent(id) else {
-            self.tree.path_into(id, &mut self.path);
-            return open_at(&self.path).map_or_else(Opening::Failed, Opening::Found);
-        };
-        if self.nearby.as_ref().is_none_or(|(near, _)| *near != parent) {
-            self.tree.path_into(parent, &mut self.path);
-            self.nearby = match open_at(&self.path) {
-                Ok(fd) if self.is_still(parent, &fd) => Some((parent, fd)),
-                Ok(_) => return Opening::Doubtful(parent),
-                Err(errno) if is_gone(errno) => return Opening::Doubtful(parent),
-                Err(errno) => return Opening::Failed(errno),
-            };
-        }
-        self.tree.path_into(id, &mut self.path);
-        match &self.nearby {
-            Some((_, fd)) => match open_in(fd, name_of(&self.path)) {
-                Ok(fd) => Opening::Found(fd),
-                Err(errno) if is_gone(errno) => Opening::Gone,
-                Err(errno) => Opening::Failed(errno),
-            },
-            None => Opening::Doubtful(parent),
-        }
-    }
-
-    /// Whether this is the directory that the tree knows. One without a watch
-    /// cannot be told from another; it is compared at every poll.
-    fn is_still(&mut self, id: NodeId, fd: &OwnedFd) -> bool {
-        let Some(known) = self.tree.watch_of(id) else {
-            return true;
-        };
-        match self.marker.watch(fd) {
-            Ok(watch) if watch == known => true,
-            Ok(watch) => {
-                if self.tree.nodes_of(watch).next().is_none() {
-                    self.let_go([watch]);
-                }
-                false
-            }
-            Err(_) => false,
-        }
     }
 
     fn settle(&mut self, visit: Visit, fd: OwnedFd, stat: &FileStat) {
@@ -193,7 +137,7 @@ impl<M: Marker> Directories<M> {
             state.whole = plan.whole;
             state.fresh = false;
         }
-        self.nearby = Some((id, fd));
+        self.nearby.looked_at(id, fd);
     }
 
     /// What becomes of the directory at `self.path`. One that cannot be placed
@@ -289,7 +233,7 @@ impl<M: Marker> Directories<M> {
                 ..visit
             });
         }
-        self.nearby = Some((moved, fd));
+        self.nearby.looked_at(moved, fd);
     }
 
     fn place_mark(&mut self, id: NodeId, plan: Plan, fd: &OwnedFd) {
@@ -346,7 +290,12 @@ impl<M: Marker> Directories<M> {
     fn not_a_directory(&mut self, id: NodeId, fd: &OwnedFd, stat: &FileStat) {
         let named = stat.regular && self.names.is_named(&self.path);
         self.leave(id);
-        let Some((parent, above)) = self.nearby.take_if(|_| named) else {
+        let above = if named {
+            self.nearby.take_above()
+        } else {
+            None
+        };
+        let Some((parent, above)) = above else {
             return;
         };
         let alone = file::stat(above.as_fd()).is_ok_and(|above| above.mount != stat.mount);
@@ -403,7 +352,7 @@ impl<M: Marker> Directories<M> {
             }
         }
         if let Some(alike) = listing.alike {
-            self.place_new(visit, fd, alike, &new);
+            self.place_new(visit, fd, alike, new);
         }
         match failed {
             None => {
