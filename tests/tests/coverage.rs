@@ -298,3 +298,41 @@ fn directory_coverage_protects_an_overlay_and_what_lies_beneath() {
     drop(agent);
     merged.unmount_within(LIMIT);
 }
+
+#[test]
+fn a_file_that_is_bound_into_the_scope_is_protected() {
+    require_root!();
+    for kind in ["filesystem", "directory", "listed"] {
+        let site = or_skip!(Site::ext4());
+        site.scratch().mkdir("out");
+        let bad = site.scratch().write("out/bad", &infected());
+        let other = site.scratch().write("out/other", &clean());
+        let places = ["one", "two", "three"].map(|name| site.write(name, b""));
+        let before = Mounted::bind(&bad, &places[0]);
+        let agent = site.agent().arg(&format!("--coverage={kind}")).start();
+        assert_refused(before.path());
+        before.unmount_within(LIMIT);
+        assert_opens(&places[0]);
+        for place in &places[1..] {
+            let bound = Mounted::bind(&bad, place);
+            assert_soon_refused(bound.path());
+            bound.unmount_within(LIMIT);
+            assert!(
+                opens_within(&bad, MOUNT_WINDOW).is_some(),
+                "{kind}: outside again"
+            );
+        }
+        // One that turns bad by its other name.
+        let bound = Mounted::bind(&other, &places[0]);
+        std::thread::sleep(MOUNT_WINDOW);
+        assert_opens(bound.path());
+        fs::write(&other, infected()).unwrap();
+        assert_soon_refused(bound.path());
+        bound.unmount_within(LIMIT);
+        assert!(
+            opens_within(&other, MOUNT_WINDOW).is_some(),
+            "{kind}: outside again"
+        );
+        assert_eq!(counter(&agent, "timeouts"), 0);
+    }
+}

@@ -19,17 +19,19 @@ mod world;
 
 use std::{
     env, fs,
+    path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use common::{Site, counters};
-use onacc_tests::{ScratchFs, or_skip, require_root};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use onacc_tests::{ScratchFs, agent::AgentBuilder, or_skip, require_root};
 use openers::Slips;
 use processes::Task;
 use work::Worker;
-use world::{DIRECTORIES, Rng, SLOTS, Side, World};
+use world::{DIRECTORIES, MERGED, Rng, SLOTS, Side, UPPER, World};
 
 /// Processes that work side by side, each on directories of its own.
 const PROCESSES: u64 = 2;
@@ -134,19 +136,21 @@ fn numbers(said: &str) -> Option<(u64, u64)> {
 }
 
 fn holds_on(site: &Site, what: &str) {
-    let seed = seed();
+    let agent = site.agent().exclude(site.watched().join("off"));
     for dir in ["out", "in/off"] {
         site.scratch().mkdir(dir);
     }
-    let agent = site
-        .agent()
-        .exclude(site.watched().join("off"))
-        .guard(Duration::from_secs(seconds() + 60))
-        .start();
+    holds_at(site.scratch().path(), agent, what);
+}
+
+/// Works in the directories `in`, `out` and `in/off` of `root`.
+fn holds_at(root: &Path, agent: AgentBuilder, what: &str) {
+    let seed = seed();
+    let agent = agent.guard(Duration::from_secs(seconds() + 60)).start();
     let working: Vec<_> = (0..PROCESSES)
         .map(|number| {
             let task = Task {
-                root: site.scratch().path().to_path_buf(),
+                root: root.to_path_buf(),
                 number,
                 seed: seed ^ (1000 * number),
             };
@@ -220,4 +224,49 @@ fn no_infected_content_opens_and_no_clean_content_is_refused_on_btrfs() {
 fn no_infected_content_opens_and_no_clean_content_is_refused_on_tmpfs() {
     require_root!();
     holds_on(&or_skip!(Site::tmpfs()), "tmpfs");
+}
+
+/// Unmounted with the test.
+struct Overlay(PathBuf);
+
+impl Drop for Overlay {
+    fn drop(&mut self) {
+        // Of a test that has failed somebody may be in it still.
+        let _detached = umount2(&self.0, MntFlags::MNT_DETACH);
+    }
+}
+
+/// An overlay on this filesystem; its layers are in scope as it is.
+fn holds_on_an_overlay_on(site: &Site, what: &str) {
+    let scratch = site.scratch();
+    let dirs = ["lower/out", "lower/in/off", UPPER, "work", MERGED];
+    let [_, _, upper, work, merged] = dirs.map(|name| scratch.mkdir(name));
+    let options = format!(
+        "lowerdir={},upperdir={},workdir={}",
+        scratch.join("lower").display(),
+        upper.display(),
+        work.display()
+    );
+    let none = MsFlags::empty();
+    mount(
+        Some("onacc-test"),
+        &merged,
+        Some("overlay"),
+        none,
+        Some(options.as_str()),
+    )
+    .expect("an overlay on a filesystem of the test's own");
+    let overlay = Overlay(merged);
+    let mut agent = site.agent();
+    for root in [&overlay.0, &upper] {
+        agent = agent.include(root.join("in")).exclude(root.join("in/off"));
+    }
+    holds_at(&overlay.0, agent, what);
+}
+
+#[test]
+fn no_infected_content_opens_and_no_clean_content_is_refused_on_overlays() {
+    require_root!();
+    holds_on_an_overlay_on(&or_skip!(Site::ext4()), "overlay on ext4");
+    holds_on_an_overlay_on(&or_skip!(Site::tmpfs()), "overlay on tmpfs");
 }

@@ -57,6 +57,20 @@ impl Scratch {
         point
     }
 
+    /// A file shown in the place of another one.
+    pub fn bind_file(&self, from: &Path, name: &str) -> PathBuf {
+        let point = self.base.path().join(name);
+        mount(
+            Some(from),
+            &point,
+            None::<&str>,
+            MsFlags::MS_BIND,
+            None::<&str>,
+        )
+        .unwrap();
+        point
+    }
+
     /// A directory of it shown at another place, with what is mounted below.
     pub fn bind(&self, from: &Path, name: &str) -> PathBuf {
         let point = self.base.path().join(name);

@@ -130,9 +130,18 @@ impl<'a> Worker<'a> {
         self.opener.open(&named.path, options, expected, self.slips)
     }
 
+    /// Opens a file for reading; on an overlay also what lies beneath, before or
+    /// after.
     fn check(&self, named: &Named<'_>, content: &Content) -> Step {
         let expected = Self::expected(named, content);
-        self.opener.check(&named.path, expected, self.slips)
+        let check = |path: &Path| self.opener.check(path, expected, self.slips);
+        match self.world.beneath(&named.path) {
+            None => check(&named.path),
+            Some(beneath) if self.slips.checks() % 2 == 0 => {
+                check(&named.path).and_then(|()| check(&beneath))
+            }
+            Some(beneath) => check(&beneath).and_then(|()| check(&named.path)),
+        }
     }
 
     /// Opens every file there is.

@@ -5,6 +5,7 @@
 //! of `property.rs` do that, under the locks of this model.
 
 use std::{
+    ffi::OsStr,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
     time::Instant,
@@ -16,6 +17,11 @@ use crate::common::{infected, marker};
 pub const DIRECTORIES: usize = 10;
 /// Places for a file in each directory.
 pub const SLOTS: usize = 10;
+
+/// The name of an overlay's mount point, beside [`UPPER`].
+pub const MERGED: &str = "merged";
+/// The name of its upper directory, which holds all that the model makes.
+pub const UPPER: &str = "upper";
 
 /// Pseudo-random numbers (xorshift64*), the same for the same seed.
 #[derive(Debug)]
@@ -134,6 +140,13 @@ impl World {
             moves: Mutex::default(),
             started: Instant::now(),
         }
+    }
+
+    /// Where the file at this path lies beneath an overlay, if the model is on one.
+    pub fn beneath(&self, path: &Path) -> Option<PathBuf> {
+        let below = path.strip_prefix(&self.root).ok()?;
+        let overlay = self.root.file_name() == Some(OsStr::new(MERGED));
+        overlay.then(|| self.root.with_file_name(UPPER).join(below))
     }
 
     /// Notes what was done to a directory as a whole.

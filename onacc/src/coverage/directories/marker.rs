@@ -46,6 +46,8 @@ pub trait Marker {
     /// # Errors
     /// No mark.
     fn mark_file(&self, file: &OwnedFd) -> Result<(), MarkError>;
+    /// As [`Group::unmark_inode`]; no mark is no error.
+    fn unmark_file(&self, file: &OwnedFd);
     /// Marks on overlays go into this group from now on: handing out an event of
     /// an overlay opens a file below it (`intake::lanes`).
     fn use_for_overlays(&mut self, group: Arc<Group>);
@@ -128,6 +130,11 @@ impl Marker for KernelMarker {
 
     fn mark_file(&self, file: &OwnedFd) -> Result<(), MarkError> {
         self.group(file.as_fd()).mark_inode(file.as_fd())
+    }
+
+    fn unmark_file(&self, file: &OwnedFd) {
+        // As with directories.
+        let _stays_at_worst = self.group(file.as_fd()).unmark_inode(file.as_fd());
     }
 
     fn use_for_overlays(&mut self, group: Arc<Group>) {

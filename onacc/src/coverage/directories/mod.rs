@@ -19,6 +19,7 @@
 mod aside;
 mod follow;
 mod marker;
+mod mounted_files;
 mod names;
 mod nearby;
 mod opening;
@@ -53,6 +54,7 @@ pub use marker::{KernelMarker, Marker};
 pub use names::Reach;
 
 use aside::Aside;
+use mounted_files::MountedFiles;
 use names::Names;
 use nearby::Nearby;
 use tree::{NodeId, Tree};
@@ -168,6 +170,7 @@ pub struct Directories<M: Marker = KernelMarker> {
     upkeep: Upkeep,
     /// Places marks during the first walk.
     aside: Option<Aside>,
+    mounted_files: MountedFiles,
     /// Directories that are open, for those in them.
     nearby: Nearby,
     /// Path of the directory that is being looked at.
@@ -204,6 +207,7 @@ impl<M: Marker> Directories<M> {
             leaving: HashSet::new(),
             upkeep: Upkeep::default(),
             aside: None,
+            mounted_files: MountedFiles::new(),
             nearby: Nearby::default(),
             path: Vec::new(),
             buffer: InotifyBuffer::new(),
@@ -225,6 +229,7 @@ impl<M: Marker> Directories<M> {
             }
         }
         self.aside = None;
+        self.follow_mounted_files();
         self.upkeep.walked = true;
         self.say_what_is_exhausted();
         let mut found = FirstWalk::default();
@@ -294,15 +299,20 @@ impl<M: Marker> Directories<M> {
         }
         for message in messages {
             match message {
-                DirectoriesMessage::Policy(policy) => self.follow_policy(policy),
+                DirectoriesMessage::Policy(policy) => {
+                    self.follow_policy(policy);
+                    self.follow_mounted_files();
+                }
                 DirectoriesMessage::Paths { includes, excludes } => {
                     self.names = Names::new(&includes, &excludes, self.links.reach);
                     self.look_at_all(false);
+                    self.follow_mounted_files();
                 }
                 DirectoriesMessage::Overlays(group) => self.marker.use_for_overlays(group),
                 DirectoriesMessage::MarksLost => {
                     tracing::debug!("onacc: directory marks are placed again");
                     self.look_at_all(false);
+                    self.follow_mounted_files();
                 }
                 DirectoriesMessage::Stop => self.stopped = true,
             }

@@ -127,6 +127,16 @@ impl Names {
         self.includes.iter().any(|include| include == path)
     }
 
+    /// Whether a file at `path`, which is inside, is protected: with this reach
+    /// perhaps the files of named directories alone are.
+    pub fn reaches_file(&self, path: &[u8]) -> bool {
+        self.includes.iter().any(|include| {
+            include == path
+                || below(path, include)
+                    .is_some_and(|rest| self.reach == Reach::Whole || !rest.contains(&b'/'))
+        })
+    }
+
     /// The names directly in `path` that lead to include paths; one may come twice.
     pub fn ways_from<'a>(&'a self, path: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
         self.includes.iter().filter_map(|include| {
@@ -266,6 +276,7 @@ mod tests {
         assert_eq!(names.plan(b"/home/a/b/c", Side::Inside, LeftOut::No), WHOLE);
         assert!(names.names_something_below(b"/home/a/b"));
         assert!(!names.names_something_below(b"/home/ab"));
+        assert!(names.reaches_file(b"/home/a/b/c/d/file") && !names.reaches_file(b"/ho/file"));
         assert!(names.names_something_in(b"/home/a/b"));
         assert!(!names.names_something_in(b"/home/a"));
     }
@@ -282,6 +293,8 @@ mod tests {
         assert_eq!(names.plan(b"/in/a/b", Side::Inside, LeftOut::No), alone);
         assert_eq!(names.plan(b"/in/x", Side::Inside, LeftOut::No), None);
         assert_eq!(names.plan(b"/in/a/b/c", Side::Inside, LeftOut::No), None);
+        assert!(names.reaches_file(b"/in/file") && names.reaches_file(b"/in/a/b"));
+        assert!(names.reaches_file(b"/in/a/b/file") && !names.reaches_file(b"/in/a/file"));
     }
 
     #[test]

@@ -257,7 +257,7 @@ impl<M: Marker> Directories<M> {
     }
 
     /// Any directory of a filesystem, which its file handles need.
-    fn open_mount(&self, dev: u32) -> Option<OwnedFd> {
+    pub(super) fn open_mount(&self, dev: u32) -> Option<OwnedFd> {
         let mounts = &self.policy.mounts;
         mounts
             .iter()

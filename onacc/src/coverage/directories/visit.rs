@@ -298,13 +298,8 @@ impl<M: Marker> Directories<M> {
         let Some((parent, above)) = above else {
             return;
         };
-        let alone = file::stat(above.as_fd()).is_ok_and(|above| above.mount != stat.mount);
-        let result = match self.marker.mark(&above) {
-            // What is mounted on a file's name is in another directory.
-            Ok(()) if alone => self.marker.mark_file(fd),
-            result => result,
-        };
-        match result {
+        // What is mounted on a file's name is another matter (`mounted_files`).
+        match self.marker.mark(&above) {
             Ok(()) => {
                 self.note_mark(parent, true);
                 if self.upkeep.walked {

@@ -78,6 +78,9 @@ impl Marker for Scarce {
     fn mark_file(&self, file: &OwnedFd) -> Result<(), MarkError> {
         self.kernel.mark_file(file)
     }
+    fn unmark_file(&self, file: &OwnedFd) {
+        self.kernel.unmark_file(file);
+    }
     fn use_for_overlays(&mut self, group: Arc<Group>) {
         self.kernel.use_for_overlays(group);
     }

@@ -243,6 +243,88 @@ fn mounts_below_come_and_go() {
 }
 
 #[test]
+fn a_file_mounted_in_the_scope_is_marked_and_let_go_of() {
+    for reach in [Reach::Whole, Reach::NamedAlone] {
+        let scratch = or_skip!(Scratch::new());
+        make(&scratch, &["in/skip", "out"]);
+        let at = |name: &str| scratch.path().join(name);
+        for name in [
+            "out/one",
+            "out/two",
+            "in/place",
+            "in/other",
+            "in/skip/place",
+        ] {
+            fs::write(at(name), "x").unwrap();
+        }
+        let files = [at("out/one"), at("out/two")];
+        // There before the walk.
+        let first = scratch.bind_file(&files[0], "in/place");
+        let mut bench = Bench::with_reach(&scratch, (&["in"], &["in/skip"]), reach);
+        bench.walk();
+        assert_eq!(opened(&bench.group, &[first.clone()]), [first.clone()]);
+        assert_eq!(
+            opened(&bench.group, &files),
+            [at("out/one")],
+            "the scope names its place"
+        );
+        // Coming, twice, and once where it is excluded.
+        let second = scratch.bind_file(&files[1], "in/skip/place");
+        bench.mounts_changed();
+        bench.settle();
+        assert!(opened(&bench.group, &[second.clone()]).is_empty());
+        let third = scratch.bind_file(&files[0], "in/other");
+        bench.mounts_changed();
+        bench.settle();
+        assert_eq!(opened(&bench.group, &[third.clone()]), [third.clone()]);
+        // Going, and marks that were lost.
+        unmount(&first);
+        bench.mounts_changed();
+        bench.settle();
+        assert_eq!(opened(&bench.group, &[third.clone()]), [third.clone()]);
+        bench.group.flush_inode_marks().unwrap();
+        bench.messages.send(DirectoriesMessage::MarksLost);
+        bench.settle();
+        assert_eq!(opened(&bench.group, &[third.clone()]), [third.clone()]);
+        unmount(&third);
+        unmount(&second);
+        bench.mounts_changed();
+        bench.settle_and_unmark();
+        assert!(opened(&bench.group, &files).is_empty());
+        bench.check(&[at("in")]);
+    }
+}
+
+#[test]
+fn what_appears_during_the_first_walk_is_marked() {
+    let scratch = or_skip!(Scratch::new());
+    let at = |name: String| scratch.path().join(name);
+    for n in 0..3000 {
+        fs::create_dir_all(at(format!("in/{}/{n}", n % 30))).unwrap();
+    }
+    let mut bench = Bench::new(&scratch, &["in"], &[]);
+    let begun = std::sync::Arc::new(std::sync::Barrier::new(2));
+    let base = scratch.path();
+    let begin = std::sync::Arc::clone(&begun);
+    let maker = std::thread::spawn(move || {
+        begin.wait();
+        for n in 0..3000 {
+            let leaf = base.join(format!("in/{}/{n}", n % 30));
+            match n % 3 {
+                0 => fs::create_dir_all(leaf.join("new/er")).unwrap(),
+                1 => fs::rename(&leaf, base.join(format!("in/{}/moved{n}", (n + 1) % 30))).unwrap(),
+                _ => fs::remove_dir(&leaf).unwrap(),
+            }
+        }
+    });
+    begun.wait();
+    bench.walk();
+    maker.join().unwrap();
+    bench.settle_and_unmark();
+    bench.check(&all_below(&scratch.path().join("in")));
+}
+
+#[test]
 fn an_inode_seen_at_two_places_keeps_its_mark_as_long_as_one_is_there() {
     let scratch = or_skip!(Scratch::new());
     make(&scratch, &["in/real/sub/x", "in/b"]);
