@@ -10,11 +10,11 @@ mod settle;
 use std::{fs, path::Path, process::Command};
 
 use common::{
-    LIMIT, MOVE_WINDOW, STORES, Site, WRITES, assert_opens, assert_refused, clean, counter,
-    infected, marker, opened, refused_within,
+    LIMIT, MOVE_WINDOW, NO_LONGER_YOUNG, STORES, Site, WRITES, assert_opens, assert_refused, clean,
+    counter, infected, marker, opened, refused_within,
 };
 use onacc_tests::{ScratchFs, open_within, or_skip, require_root};
-use settle::{MOUNT_WINDOW, Mounted, run, settle};
+use settle::{Image, MOUNT_WINDOW, Mounted, run, settle};
 
 /// Both, of the least size that they accept.
 fn sites() -> [Result<Site, String>; 2] {
@@ -217,6 +217,12 @@ fn subvolume(at: &Path) -> Result<(), String> {
 #[test]
 fn a_btrfs_subvolume_below_the_include_path_is_protected_like_a_directory() {
     require_root!();
+    subvolumes_are_protected("filesystem");
+    subvolumes_are_protected("directory");
+    subvolumes_are_protected("mount");
+}
+
+fn subvolumes_are_protected(kind: &str) {
     let site = or_skip!(ScratchFs::btrfs(128).and_then(Site::on));
     let early = site.watched().join("early");
     or_skip!(subvolume(&early));
@@ -224,10 +230,12 @@ fn a_btrfs_subvolume_below_the_include_path_is_protected_like_a_directory() {
         site.write("early/bad", &infected()),
         site.write("early/good", &clean()),
     );
-    let agent = site.agent().start();
+    let agent = site.agent().arg(&format!("--coverage={kind}")).start();
     let late = site.watched().join("late");
     subvolume(&late).unwrap();
     let late_bad = site.write("late/bad", &infected());
+    // Marks on directories follow.
+    assert!(refused_within(&late_bad, MOUNT_WINDOW).is_some(), "{kind}");
     for _ in 0..3 {
         assert_refused(&bad);
         assert_refused(&late_bad);
@@ -242,7 +250,8 @@ fn a_btrfs_subvolume_below_the_include_path_is_protected_like_a_directory() {
         .args(["-q", "subvolume", "snapshot"])
         .args([&early, &snapshot]))
     .unwrap();
-    assert_refused(&snapshot.join("bad"));
+    let took = refused_within(&snapshot.join("bad"), MOUNT_WINDOW);
+    assert!(took.is_some(), "{kind}");
     assert_opens(&snapshot.join("good"));
     let mut file = fs::OpenOptions::new()
         .append(true)
@@ -336,4 +345,38 @@ fn a_btrfs_subvolume_mounted_by_itself_is_covered() {
     assert!(took.is_some(), "{:?}", common::counters(&agent));
     open_until_known(&agent, &mounted.join("good"));
     mounted.unmount_within(LIMIT);
+}
+
+/// A server may change a file, and no event tells.
+#[test]
+fn files_on_fuse_are_scanned_at_each_open_and_never_remembered() {
+    require_root!();
+    let site = or_skip!(Site::ext4());
+    let at = site.scratch().mkdir("in/fuse");
+    // The server ends some time after the mount, so that each has its own image.
+    let images = [or_skip!(Image::ext4(16)), or_skip!(Image::ext4(16))];
+    let before = or_skip!(images[0].serve(&at));
+    let agent = site.agent().start();
+    is_never_remembered(&agent, &before);
+    before.unmount_within(LIMIT);
+    let later = images[1].serve(&at).unwrap();
+    is_never_remembered(&agent, &later);
+    drop(agent);
+    later.unmount_within(LIMIT);
+}
+
+fn is_never_remembered(agent: &onacc_tests::Agent, mounted: &Mounted) {
+    let (bad, good) = (mounted.join("bad"), mounted.join("good"));
+    fs::write(&bad, infected()).expect("a filesystem of the test's own");
+    fs::write(&good, clean()).expect("a filesystem of the test's own");
+    assert!(refused_within(&bad, MOUNT_WINDOW).is_some());
+    std::thread::sleep(NO_LONGER_YOUNG);
+    let before = common::counters(agent);
+    for _ in 0..3 {
+        assert_opens(&good);
+        assert_refused(&bad);
+    }
+    let after = common::counters(agent);
+    assert_eq!(after["scans"] - before["scans"], 6, "{after:?}");
+    assert_eq!(after["marks_placed"], before["marks_placed"]);
 }

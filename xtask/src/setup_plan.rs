@@ -38,7 +38,7 @@ pub struct Need {
 }
 
 /// All needs that a Debian package meets.
-pub const NEEDS: [Need; 15] = [
+pub const NEEDS: [Need; 16] = [
     Need {
         level: Level::Build,
         sign: "cc",
@@ -86,6 +86,12 @@ pub const NEEDS: [Need; 15] = [
         sign: "mkfs.btrfs",
         package: "btrfs-progs",
         why: "makes btrfs filesystems for the tests",
+    },
+    Need {
+        level: Level::Test,
+        sign: "fuse2fs",
+        package: "fuse2fs",
+        why: "serves a filesystem by FUSE in the tests",
     },
     Need {
         level: Level::Test,

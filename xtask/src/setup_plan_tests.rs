@@ -97,6 +97,7 @@ fn a_bare_debian_gets_everything_once() {
             "mount",
             "xfsprogs",
             "btrfs-progs",
+            "fuse2fs",
             "stunnel4",
             "qemu-system-x86",
             "busybox-static",

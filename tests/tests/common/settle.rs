@@ -169,6 +169,16 @@ impl Image {
         self.dir.path().join("image")
     }
 
+    /// Mounts it by FUSE; the server is a process of the test's, and ends with the
+    /// mount.
+    pub fn serve(&self, at: &Path) -> Result<Mounted, String> {
+        run(Command::new("fuse2fs")
+            .args(["-o", "fakeroot,allow_other"])
+            .arg(self.file())
+            .arg(at))?;
+        Ok(Mounted(Some(at.to_path_buf())))
+    }
+
     /// Mounts it.
     #[track_caller]
     pub fn mount(&self, at: &Path) -> Mounted {

@@ -142,11 +142,16 @@ impl World {
         }
     }
 
+    /// Whether the model is on an overlay.
+    pub fn is_on_overlay(&self) -> bool {
+        self.root.file_name() == Some(OsStr::new(MERGED))
+    }
+
     /// Where the file at this path lies beneath an overlay, if the model is on one.
     pub fn beneath(&self, path: &Path) -> Option<PathBuf> {
         let below = path.strip_prefix(&self.root).ok()?;
-        let overlay = self.root.file_name() == Some(OsStr::new(MERGED));
-        overlay.then(|| self.root.with_file_name(UPPER).join(below))
+        self.is_on_overlay()
+            .then(|| self.root.with_file_name(UPPER).join(below))
     }
 
     /// Notes what was done to a directory as a whole.

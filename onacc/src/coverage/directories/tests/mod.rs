@@ -370,6 +370,30 @@ fn lost_events_cost_a_comparison_and_no_protection() {
 }
 
 #[test]
+fn a_queue_that_has_run_over_hides_no_directory() {
+    let scratch = or_skip!(Scratch::new());
+    let limit = fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap();
+    let limit: usize = limit.trim().parse().unwrap();
+    if limit > 100_000 {
+        println!("SKIPPED: the inotify queue holds {limit} events");
+        return;
+    }
+    make(&scratch, &["in/a", "in/b"]);
+    let at = |name: &str| scratch.path().join(name);
+    let mut bench = Bench::new(&scratch, &["in"], &[]);
+    bench.walk();
+    for n in 0..=limit {
+        fs::File::create(at(&format!("in/a/file{n}"))).unwrap();
+    }
+    // Of these nothing tells any more.
+    make(&scratch, &["in/b/new/er", "in/a/new"]);
+    fs::rename(at("in/b"), at("in/c")).unwrap();
+    bench.settle_and_unmark();
+    bench.check(&all_below(&at("in")));
+    assert!(bench.counters.directory_rescans.get() > 0);
+}
+
+#[test]
 fn marks_that_were_flushed_are_placed_again() {
     let scratch = or_skip!(Scratch::new());
     make(&scratch, &["in/a/b/c"]);
