@@ -232,7 +232,7 @@ fn subvolumes_are_protected(kind: &str) {
     );
     let agent = site.agent().arg(&format!("--coverage={kind}")).start();
     let late = site.watched().join("late");
-    subvolume(&late).unwrap();
+    subvolume(&late).expect("a scratch filesystem does as it is told");
     let late_bad = site.write("late/bad", &infected());
     // Marks on directories follow.
     assert!(refused_within(&late_bad, MOUNT_WINDOW).is_some(), "{kind}");
@@ -249,15 +249,16 @@ fn subvolumes_are_protected(kind: &str) {
     run(Command::new("btrfs")
         .args(["-q", "subvolume", "snapshot"])
         .args([&early, &snapshot]))
-    .unwrap();
+    .expect("a scratch filesystem does as it is told");
     let took = refused_within(&snapshot.join("bad"), MOUNT_WINDOW);
     assert!(took.is_some(), "{kind}");
     assert_opens(&snapshot.join("good"));
     let mut file = fs::OpenOptions::new()
         .append(true)
         .open(snapshot.join("good"))
-        .unwrap();
-    std::io::Write::write_all(&mut file, &marker()).unwrap();
+        .expect("a scratch filesystem does as it is told");
+    std::io::Write::write_all(&mut file, &marker())
+        .expect("a scratch filesystem does as it is told");
     drop(file);
     assert_refused(&snapshot.join("good"));
     assert_opens(&good);

@@ -240,12 +240,12 @@ fn a_mount_that_covers_the_include_path_is_protected_and_so_is_what_it_hides() {
 fn covers_the_include_path(kind: &str) {
     let site = or_skip!(Site::ext4());
     let below = site.write("below", &infected());
-    let elsewhere = tempfile::tempdir().unwrap();
+    let elsewhere = tempfile::tempdir().expect("a scratch filesystem does as it is told");
     let _view = Mounted::bind(&site.watched(), elsewhere.path());
     let _agent = site.agent().arg(&format!("--coverage={kind}")).start();
     let cover = Mounted::new("tmpfs", "size=4m", &site.watched());
     let above = cover.join("above");
-    fs::write(&above, infected()).unwrap();
+    fs::write(&above, infected()).expect("a scratch filesystem does as it is told");
     assert_soon_refused(&above);
     assert_opens(&site.scratch().path().join("in"));
     // Hidden at the include path's own name, in sight elsewhere.
@@ -277,7 +277,7 @@ fn a_mount_moves(kind: &str) {
     let out = site.scratch().mkdir("out");
     let agent = site.agent().arg(&format!("--coverage={kind}")).start();
     let mut mounted = Mounted::new("tmpfs", "size=4m", &here);
-    fs::write(mounted.join("bad"), infected()).unwrap();
+    fs::write(mounted.join("bad"), infected()).expect("a scratch filesystem does as it is told");
     assert_soon_refused(&mounted.join("bad"));
     for _ in 0..3 {
         mounted.move_to(&there);

@@ -113,7 +113,7 @@ fn working_process() {
         fs::create_dir_all(world.deep(number, world.read(number).side))
             .expect("making a directory");
     }
-    let slips = Slips::default();
+    let slips = Slips::in_minutes(seconds() / 60);
     let failure = run(&world, task.seed, &slips).or_else(|| {
         // Whatever is left, once more, without any allowance.
         thread::sleep(Duration::from_millis(300));

@@ -43,15 +43,29 @@ pub struct Expected {
 /// How many opens there were, and how many came within a window.
 #[derive(Debug, Default)]
 pub struct Slips {
+    minutes: u64,
     checks: AtomicU64,
     refused: AtomicU64,
     after_store: AtomicU64,
     after_move: AtomicU64,
     after_write: AtomicU64,
     longest_micros: AtomicU64,
+    longest_after_write: AtomicU64,
+}
+
+fn micros(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
 }
 
 impl Slips {
+    /// None yet, in a run of so many minutes.
+    pub fn in_minutes(minutes: u64) -> Self {
+        Self {
+            minutes,
+            ..Self::default()
+        }
+    }
+
     /// How many opens were checked.
     pub fn checks(&self) -> u64 {
         self.checks.load(Ordering::Relaxed)
@@ -62,9 +76,10 @@ impl Slips {
         self.after_write.load(Ordering::Relaxed)
     }
 
-    /// Whether this is the first slip of the run that no store or move explains.
-    fn is_first_after_write(&self) -> bool {
-        self.after_write.fetch_add(1, Ordering::Relaxed) == 0
+    /// Counts a slip that no store or move explains. Whether the run may have it:
+    /// one, and one more for each of its minutes.
+    fn may_have_another_after_write(&self) -> bool {
+        self.after_write.fetch_add(1, Ordering::Relaxed) <= self.minutes
     }
 
     fn slipped(&self, expected: Expected, since: Instant) {
@@ -74,8 +89,8 @@ impl Slips {
             &self.after_move
         };
         cause.fetch_add(1, Ordering::Relaxed);
-        let micros = u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX);
-        self.longest_micros.fetch_max(micros, Ordering::Relaxed);
+        self.longest_micros
+            .fetch_max(micros(since), Ordering::Relaxed);
     }
 }
 
@@ -84,13 +99,14 @@ impl fmt::Display for Slips {
         let get = |number: &AtomicU64| number.load(Ordering::Relaxed);
         write!(
             f,
-            "{} opens checked, {} refused; tries within a window: {} after a store, {} after a move, {} after a write, the latest after {} us",
+            "{} opens checked, {} refused; tries within a window: {} after a store, {} after a move, {} after a write, the latest after {} us, after a write {} us",
             get(&self.checks),
             get(&self.refused),
             get(&self.after_store),
             get(&self.after_move),
             get(&self.after_write),
-            get(&self.longest_micros)
+            get(&self.longest_micros),
+            get(&self.longest_after_write)
         )
     }
 }
@@ -158,8 +174,9 @@ impl Opener {
                 let read = OpenOptions::new().read(true).clone();
                 match cause.filter(|cause| started < *cause + WINDOW) {
                     Some(cause) => slips.slipped(expected, cause),
-                    // As in `open`: once a run, for a moment.
-                    None if slips.is_first_after_write() && self.refused_soon(path, &read)? => {}
+                    // As in `open`: seldom, for a moment.
+                    None if slips.may_have_another_after_write()
+                        && self.refused_soon(path, &read, slips)? => {}
                     None => {
                         return Err(format!(
                             "{}: infected, and another process opened it (last store or move {:?} before)",
@@ -178,12 +195,21 @@ impl Opener {
         }
     }
 
-    /// Whether the file is refused again within a moment.
-    fn refused_soon(&self, path: &Path, options: &OpenOptions) -> Result<bool, String> {
-        let until = Instant::now() + Duration::from_millis(5);
-        while Instant::now() < until {
+    /// Whether the file is refused again within a moment: the thread that placed
+    /// the mark looks again in its next system call, if it has a processor.
+    fn refused_soon(
+        &self,
+        path: &Path,
+        options: &OpenOptions,
+        slips: &Slips,
+    ) -> Result<bool, String> {
+        let since = Instant::now();
+        while since.elapsed() < WINDOW {
             if matches!(self.open_once(path, options)?, Err(error) if error.raw_os_error() == Some(libc::EPERM))
             {
+                slips
+                    .longest_after_write
+                    .fetch_max(micros(since), Ordering::Relaxed);
                 return Ok(true);
             }
         }
@@ -237,8 +263,10 @@ impl Opener {
                     let Some(cause) = cause.filter(|cause| started < *cause + WINDOW) else {
                         // The one gap that README names for plain writes: all of an
                         // open, write and close between two neighbouring calls of
-                        // the thread that places the mark. Once a run, for a moment.
-                        if slips.is_first_after_write() && self.refused_soon(path, options)? {
+                        // the thread that places the mark. Seldom, for a moment.
+                        if slips.may_have_another_after_write()
+                            && self.refused_soon(path, options, slips)?
+                        {
                             slips.refused.fetch_add(1, Ordering::Relaxed);
                             return Ok(None);
                         }

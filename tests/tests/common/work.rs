@@ -137,7 +137,7 @@ impl<'a> Worker<'a> {
         let check = |path: &Path| self.opener.check(path, expected, self.slips);
         match self.world.beneath(&named.path) {
             None => check(&named.path),
-            Some(beneath) if self.slips.checks() % 2 == 0 => {
+            Some(beneath) if self.slips.checks().is_multiple_of(2) => {
                 check(&named.path).and_then(|()| check(&beneath))
             }
             Some(beneath) => check(&beneath).and_then(|()| check(&named.path)),

@@ -55,6 +55,7 @@ impl Placed {
 }
 
 /// What became of one directory.
+#[derive(Clone, Copy)]
 enum Found {
     Leaf,
     Other,
@@ -216,11 +217,9 @@ impl<M: Marker> Directories<M> {
         self.links.heartbeat.rest();
         let placed = self.aside.as_mut().and_then(Aside::wait);
         self.links.heartbeat.beat();
-        let waited = placed.is_some();
-        placed
-            .into_iter()
-            .for_each(|placed| self.note_placed(placed));
-        waited
+        let Some(placed) = placed else { return false };
+        self.note_placed(placed);
+        true
     }
 
     fn note_placed(&mut self, placed: Placed) {
