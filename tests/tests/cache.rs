@@ -24,7 +24,8 @@ use common::{
 };
 use fakes::{OLD_VERSION, scans, tmpfs_site, versioned};
 use onacc_tests::{
-    Behaviour, Opening, clamd::EICAR_NAME, clamd::wait_until, open_within, or_skip, require_root,
+    Behaviour, Opening, SharedMapping, clamd::EICAR_NAME, clamd::wait_until, open_within, or_skip,
+    require_root,
 };
 
 /// Waits until a file's stamps are old enough for its verdict to be kept.
@@ -123,6 +124,32 @@ fn a_written_and_closed_file_is_scanned_before_anyone_asks() {
     assert_eq!(counted["marks_placed"], 1);
     let line = format!("{}: {EICAR_NAME} FOUND", bad.display());
     agent.wait_for(&line, LIMIT).unwrap();
+}
+
+#[test]
+fn a_mapping_that_outlives_its_fd_is_scanned_when_it_ends() {
+    require_root!();
+    let site = or_skip!(FakeSite::ext4(|_| Behaviour::usual()));
+    let path = site.write("file", &clean());
+    grow_old();
+    let agent = site.agent().start();
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(&path)
+        .unwrap();
+    let mut mapping = SharedMapping::of(&file).unwrap();
+    drop(file);
+    mapping.store(0, &infected());
+    let line = format!("{}: {EICAR_NAME} FOUND", path.display());
+    thread::sleep(4 * NO_LONGER_YOUNG);
+    assert!(!agent.output().contains(&line), "it is not closed yet");
+    drop(mapping);
+    // Nobody has opened it since.
+    agent.wait_for(&line, LIMIT).unwrap();
+    let before = scans(site.fake());
+    assert_refused(&path);
+    assert_eq!(scans(site.fake()), before, "the verdict was ready");
 }
 
 #[test]

@@ -3,9 +3,10 @@
 //! and everything else can.
 //!
 //! `ONACC_SEED` repeats the choices of a run (not its timing),
-//! `ONACC_PROPERTY_SECONDS` makes it longer (`cargo xtask test --long`). Must not: allow time for what the
-//! design does not: a window is given only after a store through a shared
-//! mapping and after the move of a directory, and what needed it is counted.
+//! `ONACC_PROPERTY_SECONDS` makes it longer (`cargo xtask test --long`). Must not:
+//! allow time for what the design does not: a window is given only after a store
+//! through a shared mapping, after the move of a directory, and in coverage
+//! "directory" for a new one, and what needed it is counted.
 
 mod common;
 #[path = "common/openers.rs"]
@@ -101,6 +102,9 @@ fn run(world: &World, seed: u64, slips: &Slips) -> Option<String> {
     })
 }
 
+/// Where new directories have a window.
+const DIRECTORY_COVERAGE: &str = "ext4, directory coverage";
+
 /// What a working process says at its end, before its numbers.
 const CHECKED: &str = "CHECKED ";
 
@@ -108,7 +112,8 @@ const CHECKED: &str = "CHECKED ";
 #[test]
 fn working_process() {
     let Some(task) = Task::own() else { return };
-    let world = World::new(&task.root, task.number, &mut Rng::new(task.seed));
+    let world = World::new(&task.root, task.number, &mut Rng::new(task.seed))
+        .with_late_directories(task.new_are_late);
     for number in 0..DIRECTORIES {
         fs::create_dir_all(world.deep(number, world.read(number).side))
             .expect("making a directory");
@@ -135,8 +140,8 @@ fn numbers(said: &str) -> Option<(u64, u64)> {
     Some((checks.parse().ok()?, slips.parse().ok()?))
 }
 
-fn holds_on(site: &Site, what: &str) {
-    let agent = site.agent().exclude(site.watched().join("off"));
+fn holds_on(site: &Site, agent: AgentBuilder, what: &str) {
+    let agent = agent.exclude(site.watched().join("off"));
     for dir in ["out", "in/off"] {
         site.scratch().mkdir(dir);
     }
@@ -153,6 +158,7 @@ fn holds_at(root: &Path, agent: AgentBuilder, what: &str) {
                 root: root.to_path_buf(),
                 number,
                 seed: seed ^ (1000 * number),
+                new_are_late: what == DIRECTORY_COVERAGE,
             };
             task.start("working_process")
         })
@@ -203,27 +209,31 @@ fn holds_at(root: &Path, agent: AgentBuilder, what: &str) {
 #[test]
 fn no_infected_content_opens_and_no_clean_content_is_refused_on_ext4() {
     require_root!();
-    holds_on(&or_skip!(Site::ext4()), "ext4");
+    let site = or_skip!(Site::ext4());
+    holds_on(&site, site.agent(), "ext4");
 }
 
 #[test]
 fn no_infected_content_opens_and_no_clean_content_is_refused_on_xfs() {
     require_root!();
     let scratch = or_skip!(ScratchFs::xfs(320));
-    holds_on(&or_skip!(Site::on(scratch)), "xfs");
+    let site = or_skip!(Site::on(scratch));
+    holds_on(&site, site.agent(), "xfs");
 }
 
 #[test]
 fn no_infected_content_opens_and_no_clean_content_is_refused_on_btrfs() {
     require_root!();
     let scratch = or_skip!(ScratchFs::btrfs(256));
-    holds_on(&or_skip!(Site::on(scratch)), "btrfs");
+    let site = or_skip!(Site::on(scratch));
+    holds_on(&site, site.agent(), "btrfs");
 }
 
 #[test]
 fn no_infected_content_opens_and_no_clean_content_is_refused_on_tmpfs() {
     require_root!();
-    holds_on(&or_skip!(Site::tmpfs()), "tmpfs");
+    let site = or_skip!(Site::tmpfs());
+    holds_on(&site, site.agent(), "tmpfs");
 }
 
 /// Unmounted with the test.
@@ -269,4 +279,14 @@ fn no_infected_content_opens_and_no_clean_content_is_refused_on_overlays() {
     require_root!();
     holds_on_an_overlay_on(&or_skip!(Site::ext4()), "overlay on ext4");
     holds_on_an_overlay_on(&or_skip!(Site::tmpfs()), "overlay on tmpfs");
+}
+
+/// A new directory is watched a moment after it is made; what is put into it
+/// meanwhile is scanned, but may be opened first.
+#[test]
+fn no_infected_content_opens_and_no_clean_content_is_refused_in_directory_coverage() {
+    require_root!();
+    let site = or_skip!(Site::ext4());
+    let agent = site.agent().arg("--coverage=directory");
+    holds_on(&site, agent, DIRECTORY_COVERAGE);
 }

@@ -126,17 +126,25 @@ pub struct Task {
     pub number: u64,
     /// Of its choices.
     pub seed: u64,
+    /// Whether new directories are protected a moment after they are made.
+    pub new_are_late: bool,
 }
 
 impl Task {
     /// The task of this process, if it has one.
     pub fn own() -> Option<Self> {
         let text = env::var(WORK).ok()?;
-        let mut parts = text.splitn(3, ' ');
+        let mut parts = text.splitn(4, ' ');
         let number = parts.next()?.parse().ok()?;
         let seed = parts.next()?.parse().ok()?;
+        let new_are_late = parts.next()?.parse().ok()?;
         let root = PathBuf::from(parts.next()?);
-        Some(Self { root, number, seed })
+        Some(Self {
+            root,
+            number,
+            seed,
+            new_are_late,
+        })
     }
 
     /// A process of this test binary that runs the test of this name on it.
@@ -147,7 +155,13 @@ impl Task {
             .args(["--exact", test, "--nocapture"])
             .env(
                 WORK,
-                format!("{} {} {}", self.number, self.seed, self.root.display()),
+                format!(
+                    "{} {} {} {}",
+                    self.number,
+                    self.seed,
+                    self.new_are_late,
+                    self.root.display()
+                ),
             )
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());

@@ -473,6 +473,7 @@ impl<'a> Worker<'a> {
         let deep = world.deep(number, directory.side);
         self.note("make directory", &deep);
         tried("making", &deep, fs::create_dir_all(&deep))?;
+        directory.moved = world.made_now();
         world.note(&format!(
             "{} made anew as {}",
             old.display(),

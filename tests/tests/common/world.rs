@@ -118,6 +118,8 @@ pub struct World {
     /// Whose it is: several processes have one each, side by side.
     owner: u64,
     directories: Vec<RwLock<Directory>>,
+    /// Whether new directories are protected a moment after they are made.
+    new_are_late: bool,
     /// What became of the directories, and when.
     moves: Mutex<Vec<String>>,
     started: Instant,
@@ -137,9 +139,21 @@ impl World {
             root: root.to_path_buf(),
             owner,
             directories: (0..DIRECTORIES).map(directory).collect(),
+            new_are_late: false,
             moves: Mutex::default(),
             started: Instant::now(),
         }
+    }
+
+    /// The same where new directories are protected a moment after they are made.
+    pub fn with_late_directories(mut self, late: bool) -> Self {
+        self.new_are_late = late;
+        self
+    }
+
+    /// When a directory that is made now may be protected later than at once.
+    pub fn made_now(&self) -> Option<Instant> {
+        self.new_are_late.then(Instant::now)
     }
 
     /// Whether the model is on an overlay.
