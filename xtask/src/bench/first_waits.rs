@@ -26,8 +26,10 @@ use crate::{
     shell::Result,
 };
 
-/// How long scans may take to catch up with openers that do not wait.
+/// How long clamonacc's scans may take to catch up with openers that do not wait.
 const SCAN_LIMIT: Duration = Duration::from_mins(2);
+/// How long it is before ours are not expected to go on any more.
+const STILL: Duration = Duration::from_secs(20);
 
 /// clamonacc, which needs half a minute for 100,000 files, has fewer of them; each is
 /// a scan, so that their number changes nothing for it.
@@ -103,7 +105,7 @@ fn measure_one(stage: &Stage, point: Point, loops_left: u32) -> Result<Vec<Row>>
     let (first, last) = (first?, last?);
     let watch = Watch::new(&watched)
         .mode(point.mode)
-        .guard(Duration::from_mins(5));
+        .guard(Duration::from_mins(10));
     for _ in stage.rounds(stage.plan.program_rounds, loops_left) {
         let files = |name: &str, count| stage.files(&watched.join(name), count);
         let (none, ours) = (files("none", count)?, files("onacc", count)?);
@@ -115,14 +117,17 @@ fn measure_one(stage: &Stage, point: Point, loops_left: u32) -> Result<Vec<Row>>
             let agent = stage.onacc(&watch)?;
             let (before, meter) = (agent.counters()?, stage.meter(agent.pid())?);
             let opened = open(&ours, point.openers, || {
-                let deadline = Instant::now() + SCAN_LIMIT;
                 let wanted = u64::try_from(count).unwrap_or(u64::MAX);
+                let (mut most, mut since) = (0, Instant::now());
                 loop {
                     let clean = grown(&before, &agent.counters()?, "clean")?;
                     if clean >= wanted {
                         return Ok(());
                     }
-                    if Instant::now() >= deadline {
+                    if clean > most {
+                        (most, since) = (clean, Instant::now());
+                    }
+                    if since.elapsed() >= STILL {
                         return Err(format!("only {clean} of {wanted} files were scanned"));
                     }
                     thread::sleep(Duration::from_millis(1));
