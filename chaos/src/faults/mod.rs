@@ -311,8 +311,9 @@ pub const FAULTS: [Fault; 28] = [
     },
     Fault {
         resident: false,
-        // All of them are to wait at once, which takes a while to come about.
-        bound: Duration::from_secs(20),
+        // All of them are to wait at once, which takes a while to come about, and none
+        // is to have had its answer when it is killed.
+        bound: Duration::from_mins(1),
         ..Fault::new(
             "openers-killed",
             "3,000 openers wait at once, and are killed",

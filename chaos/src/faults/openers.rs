@@ -22,6 +22,9 @@ const EACH: usize = 250;
 /// What must have waited at the same time, at the least, for the fault to count.
 const MOST_OF_THEM: usize = SHELLS * EACH * 9 / 10;
 
+/// How long a machine may take that has much else to do.
+const GENEROUS: Duration = Duration::from_secs(30);
+
 /// clamd stands still, thousands wait, and are killed all at once, each shell with
 /// the processes of its group. Before clamd goes on, their places must be free.
 pub fn killed(scene: &mut Scene) -> Result<(), String> {
@@ -42,7 +45,7 @@ pub fn killed(scene: &mut Scene) -> Result<(), String> {
         let shell = die_with_parent(&mut command).spawn();
         shells.push(shell.map_err(|error| format!("sh: {error}"))?);
     }
-    let until = Instant::now() + Duration::from_secs(15);
+    let until = Instant::now() + Duration::from_secs(40);
     // Who waits has a file in the agent's hands.
     let mut at_once = 0;
     while at_once < SHELLS * EACH && Instant::now() < until {
@@ -57,7 +60,7 @@ pub fn killed(scene: &mut Scene) -> Result<(), String> {
         child::kill(&mut shell);
     }
     let gone = |pid: &u32| !std::path::Path::new(&format!("/proc/{pid}")).exists();
-    let until = Instant::now() + Duration::from_secs(10);
+    let until = Instant::now() + GENEROUS;
     while !waiting.iter().all(gone) {
         if Instant::now() >= until {
             let left = waiting.iter().filter(|pid| !gone(pid)).count();
@@ -120,7 +123,7 @@ fn children(shell: &Child) -> Vec<u32> {
 /// replies: only what it has in hand, and the load, may hold files.
 fn free_again(scene: &Scene, before: &Resources) -> Result<(), String> {
     const IN_HAND: u64 = 40;
-    let until = Instant::now() + Duration::from_secs(10);
+    let until = Instant::now() + GENEROUS;
     loop {
         let now = scene.resources()?;
         if now.fds <= before.fds + IN_HAND {

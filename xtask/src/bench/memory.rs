@@ -25,7 +25,8 @@ use crate::{
     shell::Result,
 };
 
-const GUARD: Duration = Duration::from_mins(5);
+/// On a machine that has much else to do it takes ten times as long.
+const GUARD: Duration = Duration::from_mins(15);
 /// How long scans may take that nobody waits for.
 const SCAN_LIMIT: Duration = Duration::from_mins(3);
 /// After this, what was needed to start is given back, if it is at all.
