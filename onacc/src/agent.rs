@@ -55,7 +55,7 @@ use crate::policy::{Policy, TooManyPatterns, VerdictCache};
 use crate::respond::quarantine::store::StoreError;
 use crate::respond::quarantine::{Prepared, Quarantine, WaitingFiles};
 use crate::scan::{
-    Feeders, Links, Prescan, PrescanMessage, Prescanner, ScannerIdentity, Service, Work,
+    Feeders, Handover, Links, Prescan, PrescanMessage, Prescanner, ScannerIdentity, Service, Work,
 };
 
 /// Files that eBPF has told of, in flight at a time. The rest waits as records: what is
@@ -321,6 +321,7 @@ impl Agent {
             .transpose()?
             .unzip();
         let quarantine_line = quarantine.as_ref().map(Quarantine::waiting);
+        let handover = Handover::new(jobs.clone());
         let service = Service::new(
             limits(&settings, on_failure),
             pool,
@@ -350,7 +351,7 @@ impl Agent {
         );
         let links = ReaderLinks {
             budget: FdBudget::new(in_flight - in_flight / 4),
-            jobs: jobs.clone(),
+            jobs: handover.clone(),
             prescans: prescans.clone(),
             keeper: keeper_messages.clone(),
             verdicts: Arc::clone(&verdicts),
@@ -386,7 +387,7 @@ impl Agent {
                 of_keeper.rest();
             })?,
             service: process::spawn("onacc-scan", move || {
-                service.run();
+                service.run(&handover);
                 of_service.rest();
             })?,
             quarantine: quarantine_thread.zip(quarantine_line),

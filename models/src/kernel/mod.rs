@@ -1,7 +1,9 @@
-//! What `onacc::kernel` gives the two files under test, in loom's terms.
+//! What `onacc::kernel` gives the files under test, in loom's terms.
 
 #[path = "../../../onacc/src/kernel/fanotify/budget.rs"]
 pub mod budget;
+#[path = "../../../onacc/src/kernel/desk.rs"]
+pub mod desk;
 #[path = "../../../onacc/src/kernel/mailbox.rs"]
 pub mod mailbox;
 pub mod sync;

@@ -15,4 +15,4 @@ pub use error::{ConnectError, SessionError, TlsError};
 pub use session::{Received, Sent, Session};
 pub use tls::TlsClient;
 pub use upload::Fed;
-pub use wire::{Target, Wire};
+pub use wire::{Polled, Target, Wire};

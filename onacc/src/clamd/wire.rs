@@ -8,6 +8,7 @@ use std::io::{self, IoSlice, IoSliceMut, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use nix::cmsg_space;
 use nix::errno::Errno;
@@ -34,6 +35,9 @@ pub enum Target {
     Tcp(SocketAddr, Option<TlsClient>),
 }
 
+/// An fd to be polled, which stays open for as long.
+pub type Polled = Arc<dyn AsFd + Send + Sync>;
+
 /// A connection.
 #[derive(Debug)]
 pub struct Wire {
@@ -46,9 +50,9 @@ pub struct Wire {
 
 #[derive(Debug)]
 enum Socket {
-    Unix(OwnedFd),
+    Unix(Arc<OwnedFd>),
     Tcp {
-        stream: TcpStream,
+        stream: Arc<TcpStream>,
         connecting: bool,
         tls: Option<Box<ClientConnection>>,
     },
@@ -69,6 +73,14 @@ impl Wire {
             unsent: Vec::new(),
             peer: None,
         })
+    }
+
+    /// Its socket, for a thread that polls while others may use the connection.
+    pub fn polled(&self) -> Polled {
+        match &self.socket {
+            Socket::Unix(fd) => Arc::clone(fd) as Polled,
+            Socket::Tcp { stream, .. } => Arc::clone(stream) as Polled,
+        }
     }
 
     /// Whether the connection stands (TLS may still be negotiating).
@@ -171,8 +183,8 @@ impl Wire {
                     *connecting = false;
                 }
                 match tls {
-                    Some(tls) => flush_tls(stream, tls, &mut self.unsent)?,
-                    None => flush_tcp(stream, &mut self.unsent)?,
+                    Some(tls) => flush_tls(&mut &**stream, tls, &mut self.unsent)?,
+                    None => flush_tcp(&mut &**stream, &mut self.unsent)?,
                 }
             }
         }
@@ -214,7 +226,7 @@ impl Wire {
             } => Ok(0),
             Socket::Tcp {
                 stream, tls: None, ..
-            } => match stream.read(buffer) {
+            } => match (&**stream).read(buffer) {
                 Ok(0) => Err(SessionError::Closed),
                 got => none_yet(got),
             },
@@ -222,7 +234,7 @@ impl Wire {
                 stream,
                 tls: Some(tls),
                 ..
-            } => receive_tls(stream, tls, buffer),
+            } => receive_tls(&mut &**stream, tls, buffer),
         }
     }
 }
@@ -243,7 +255,7 @@ fn unix(path: &Path) -> Result<Socket, ConnectError> {
     // whoever called listen(2), with socket activation process 1.
     setsockopt(&fd, sockopt::PassCred, &true)?;
     connect(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
-    Ok(Socket::Unix(fd))
+    Ok(Socket::Unix(Arc::new(fd)))
 }
 
 fn tcp(address: SocketAddr, tls: Option<&TlsClient>) -> Result<Socket, ConnectError> {
@@ -272,7 +284,7 @@ fn tcp(address: SocketAddr, tls: Option<&TlsClient>) -> Result<Socket, ConnectEr
         Err(errno) => return Err(errno.into()),
     };
     Ok(Socket::Tcp {
-        stream: TcpStream::from(fd),
+        stream: Arc::new(TcpStream::from(fd)),
         connecting,
         tls,
     })
@@ -298,7 +310,7 @@ fn send(fd: &OwnedFd, bytes: &[u8], control: &[ControlMessage<'_>]) -> Result<us
     }
 }
 
-fn flush_tcp(stream: &mut TcpStream, unsent: &mut Vec<u8>) -> Result<(), SessionError> {
+fn flush_tcp(stream: &mut &TcpStream, unsent: &mut Vec<u8>) -> Result<(), SessionError> {
     let mut done = 0;
     while done < unsent.len() {
         match none_yet(stream.write(&unsent[done..]))? {
@@ -311,7 +323,7 @@ fn flush_tcp(stream: &mut TcpStream, unsent: &mut Vec<u8>) -> Result<(), Session
 }
 
 fn flush_tls(
-    stream: &mut TcpStream,
+    stream: &mut &TcpStream,
     tls: &mut ClientConnection,
     unsent: &mut Vec<u8>,
 ) -> Result<(), SessionError> {
@@ -333,7 +345,7 @@ fn flush_tls(
 }
 
 fn receive_tls(
-    stream: &mut TcpStream,
+    stream: &mut &TcpStream,
     tls: &mut ClientConnection,
     buffer: &mut [u8],
 ) -> Result<usize, SessionError> {

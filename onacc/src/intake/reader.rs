@@ -29,7 +29,7 @@ use crate::kernel::wake::{Mailbox, sleep};
 use crate::observe::counters::Counters;
 use crate::observe::heartbeat::Heartbeat;
 use crate::policy::{Policy, Unscanned, Verdict, VerdictCache, lock};
-use crate::scan::{PrescanMessage, ScannerIdentity, Strangers, Work, Written};
+use crate::scan::{Handover, PrescanMessage, ScannerIdentity, Strangers, Work, Written};
 
 /// Directories that the keeper is asked about within a second.
 const MAX_ASKED: usize = 4096;
@@ -49,7 +49,7 @@ pub struct ReaderLinks {
     /// How many events may be in flight.
     pub budget: Arc<FdBudget>,
     /// Where work goes.
-    pub jobs: Mailbox<Work>,
+    pub jobs: Handover,
     /// Where written files go.
     pub prescans: Mailbox<PrescanMessage>,
     /// Where clean files and directories out of scope go.
@@ -193,7 +193,7 @@ impl Reader {
     fn hand_over(&mut self, event: PendingEvent, subject: Subject) {
         let event = (event, self.placer.path.clone());
         let job = subject.into_job(&self.policy, event, self.arrived);
-        self.links.jobs.send(Work::Scan(job));
+        self.links.jobs.scan(job);
     }
 
     /// A file was written and closed: scanned before anyone asks, if its verdict

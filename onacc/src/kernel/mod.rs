@@ -11,6 +11,7 @@ pub mod bpf;
 pub mod btf;
 pub mod daemon;
 pub mod database;
+pub mod desk;
 pub mod directory;
 pub mod fanotify;
 pub mod file;

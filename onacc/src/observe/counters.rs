@@ -69,6 +69,8 @@ counters! {
     known_infected,
     /// Handed over to be scanned.
     scans,
+    /// Scans that a reader handed to clamd itself, without the scan thread.
+    sent_at_once,
     /// Openers that joined the scan of another.
     joined,
     /// Files that were closed after writing.

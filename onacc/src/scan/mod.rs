@@ -1,7 +1,8 @@
 //! From an event that needs a verdict to its answer: order, limits, deadlines.
 //!
 //! `book` keeps the jobs and `queue` their order (pure), `service` is the thread
-//! that speaks with the clamds and answers, `pool` knows which clamd is to be asked.
+//! that speaks with the clamds and answers, `handover` the way to it, `pool` knows
+//! which clamd is to be asked.
 //! `resolver`, `behind` and `feeder` are threads for what the service must not wait
 //! for. Must not: place marks (`coverage/`) or write logs on the way to an answer
 //! (invariant 3).
@@ -11,6 +12,7 @@ mod backoff;
 mod behind;
 mod book;
 mod feeder;
+mod handover;
 mod matches;
 mod openers;
 #[cfg(test)]
@@ -32,6 +34,7 @@ use crate::kernel::file::FileStat;
 
 pub use behind::{Asked, Behind, socket_inode};
 pub use feeder::{Chunk, Feeders};
+pub use handover::Handover;
 pub use matches::Matcher;
 pub use pool::Pool;
 pub use prescan::{Prescan, PrescanMessage, PrescanRefused, Prescanner, Written};
@@ -125,6 +128,12 @@ pub enum Work {
     Peer(Asked, Behind),
     /// A piece of a file that was not in memory.
     Chunk(Chunk),
+}
+
+impl From<ScanJob> for Work {
+    fn from(job: ScanJob) -> Self {
+        Self::Scan(job)
+    }
 }
 
 /// How urgent a job is.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::backoff::Backoff;
 use super::queue::Class;
 use super::resolver::Resolver;
-use crate::clamd::{ConnectError, Session, Target, TlsClient};
+use crate::clamd::{ConnectError, Session, SessionError, Target, TlsClient};
 use crate::config::servers::{Address, Host, Server, Transfer};
 
 /// Connections for streams to one server: one file at a time on each.
@@ -32,6 +32,8 @@ pub struct Line {
     pub last_sign: Instant,
     /// Who serves it on this host, as far as that is known.
     pub peers: Peers,
+    /// Sending has failed: it is to be ended.
+    pub failed: Option<SessionError>,
 }
 
 /// Who serves a session on this host.
@@ -153,9 +155,9 @@ impl ServerState {
             return None;
         }
         match self.transfer {
-            Transfer::PassFd => (!self.lines.is_empty()).then_some(0),
+            Transfer::PassFd => self.lines.first()?.failed.is_none().then_some(0),
             Transfer::Stream => {
-                let free = |line: &Line| line.session.can_stream();
+                let free = |line: &Line| line.failed.is_none() && line.session.can_stream();
                 let busy = self.lines.iter().filter(|line| !free(line)).count();
                 // Of the connections one is kept for short files.
                 if class != Class::Small && busy + 1 >= MOST_STREAMS {
@@ -218,6 +220,7 @@ impl ServerState {
             quiet: false,
             last_sign: now,
             peers: Peers::default(),
+            failed: None,
         });
         Ok(self.lines.last_mut())
     }

@@ -7,6 +7,7 @@
 //! file. What becomes of a job stands in `service/outcome.rs`, sessions in
 //! `service/sessions.rs`, who serves them in `service/peers.rs`. Tested by `tests/`.
 
+mod direct;
 mod outcome;
 mod peers;
 mod sessions;
@@ -21,13 +22,14 @@ use super::aftermath::{After, Aftermath, Infected};
 use super::behind::Finder;
 use super::book::{Book, Place};
 use super::feeder::Feeders;
+use super::handover::Handover;
 use super::matches::Matcher;
 use super::openers::Openers;
 use super::pool::Pool;
 use super::scanner::{ScannerIdentity, Strangers};
 use super::versions::Versions;
 use super::{Joined, ScanJob, Urgency, Work};
-use crate::clamd::Sent;
+use crate::clamd::{Polled, Sent};
 use crate::config::servers::Transfer;
 use crate::coverage::keeper::KeeperMessage;
 use crate::kernel::fanotify::{Answer, WriterProbe};
@@ -114,6 +116,10 @@ pub struct Service {
     finder: Finder,
     /// Asked when a clamd becomes known.
     strangers: Strangers,
+    /// It wakes then, whatever comes.
+    sleeps_until: Option<Instant>,
+    /// Something has come since it slept last.
+    busy: bool,
 }
 
 impl Service {
@@ -131,32 +137,59 @@ impl Service {
             after: Aftermath::new(links.matcher.take()),
             finder: Finder::new(links.jobs.clone()),
             strangers: Strangers::default(),
+            sleeps_until: None,
+            busy: false,
             links,
         }
     }
 
-    /// Runs until told to stop; every job that is left is then answered by the
-    /// fail policy, as its event is dropped.
-    pub fn run(mut self) {
+    /// Works at the desk until told to stop; every job that is left is then answered
+    /// by the fail policy, as its event is dropped.
+    pub fn run(self, handover: &Handover) {
+        let desk = handover.desk();
+        let (heartbeat, stop) = (self.links.heartbeat.clone(), Arc::clone(&self.links.stop));
+        desk.open(self);
         let mut incoming = Vec::new();
-        while !self.links.stop.load(std::sync::atomic::Ordering::Acquire) {
-            self.links.heartbeat.beat();
-            self.links.jobs.drain(&mut incoming);
-            let now = Instant::now();
-            for work in incoming.drain(..) {
-                self.take_in(work, now);
+        let mut sleep = Sleep::default();
+        loop {
+            // Before the lock: who does not give it back is found by the watchdog.
+            heartbeat.beat();
+            let mut state = desk.lock();
+            let Some(service) = state.as_mut() else {
+                return;
+            };
+            if stop.load(std::sync::atomic::Ordering::Acquire) {
+                *state = None;
+                return;
             }
-            self.receive_all();
-            let now = Instant::now();
-            self.connect(now);
-            self.pump(now);
-            self.feed_all(now);
-            self.expire(now);
-            self.look_after_openers(now);
-            self.ask_for_signs(now);
-            self.after.run(&self.links);
-            self.rest();
+            service.take_note(&sleep);
+            service.round(&mut incoming);
+            let rests = service.prepare(&mut sleep);
+            drop(state);
+            if rests {
+                heartbeat.rest();
+                sleep.sleep(desk.mailbox());
+            }
         }
+    }
+
+    fn round(&mut self, incoming: &mut Vec<Work>) {
+        self.links.jobs.drain(incoming);
+        let now = Instant::now();
+        self.busy |= !incoming.is_empty();
+        for work in incoming.drain(..) {
+            self.take_in(work, now);
+        }
+        self.lose_failed(now);
+        self.receive_all();
+        let now = Instant::now();
+        self.connect(now);
+        self.pump(now);
+        self.feed_all(now);
+        self.expire(now);
+        self.look_after_openers(now);
+        self.ask_for_signs(now);
+        self.after.run(&self.links);
     }
 
     fn take_in(&mut self, work: Work, now: Instant) {
@@ -295,7 +328,8 @@ impl Service {
                     }
                 }
                 Ok(Sent::Full) => return,
-                Err(error) => self.lose(pick, &error, now),
+                // Not taken away here: its fd may be polled at this moment.
+                Err(error) => line.failed = Some(error),
             }
         }
     }
@@ -316,35 +350,69 @@ impl Service {
         .min()
     }
 
-    fn rest(&mut self) {
-        if !self.links.jobs.begin_sleep() {
-            return;
+    /// What it sleeps on. False: something has come meanwhile.
+    fn prepare(&mut self, sleep: &mut Sleep) -> bool {
+        sleep.clear();
+        if self.has_failed_lines() || !self.links.jobs.begin_sleep() {
+            return false;
         }
-        self.links.heartbeat.rest();
-        let until = self.wake_at();
-        let waker = self.links.jobs.waker().clone();
-        let mut fds = vec![PollFd::new(waker.as_fd(), PollFlags::POLLIN)];
+        let due = self.wake_at();
+        // While scans come and go it looks up as often as it would for one of them, so
+        // that who leaves it one need not wake it for its deadline.
+        let soon = std::mem::take(&mut self.busy).then(|| Instant::now() + self.watchful());
+        self.sleeps_until = due.into_iter().chain(soon).min();
+        sleep.until = self.sleeps_until;
         for server in &self.pool.servers {
-            let lines = server.lines.iter();
-            fds.extend(lines.map(|line| PollFd::new(line.session.as_fd(), line.session.flags())));
+            for line in &server.lines {
+                sleep
+                    .sockets
+                    .push((line.session.wire().polled(), line.session.flags()));
+            }
         }
-        let ready: Result<Vec<bool>, _> =
-            sleep_on(&mut fds, until).map(|()| fds.iter().map(is_ready).collect());
-        drop(fds);
-        match ready {
-            Ok(ready) => {
-                self.links.jobs.end_sleep(ready[0]);
-                let lines = self.pool.servers.iter_mut();
-                let lines = lines.flat_map(|server| &mut server.lines);
-                for (line, ready) in lines.zip(&ready[1..]) {
-                    line.quiet = !ready;
-                }
+        true
+    }
+
+    /// What poll(2) has found, of the same sessions in the same order: only this thread
+    /// begins and ends sessions.
+    fn take_note(&mut self, sleep: &Sleep) {
+        let lines = self.pool.servers.iter_mut();
+        let lines = lines.flat_map(|server| &mut server.lines);
+        for (line, ready) in lines.zip(&sleep.ready) {
+            line.quiet = !ready;
+        }
+    }
+}
+
+/// The service's sleep, for which it has left the desk.
+#[derive(Default)]
+struct Sleep {
+    sockets: Vec<(Polled, PollFlags)>,
+    until: Option<Instant>,
+    /// For each socket whether something is there; empty if nobody has looked.
+    ready: Vec<bool>,
+}
+
+impl Sleep {
+    fn clear(&mut self) {
+        self.sockets.clear();
+        self.ready.clear();
+    }
+
+    fn sleep(&mut self, mailbox: &Mailbox<Work>) {
+        let mut fds = Vec::with_capacity(1 + self.sockets.len());
+        fds.push(PollFd::new(mailbox.waker().as_fd(), PollFlags::POLLIN));
+        let sockets = self.sockets.iter();
+        fds.extend(sockets.map(|(fd, flags)| PollFd::new(fd.as_fd(), *flags)));
+        match sleep_on(&mut fds, self.until) {
+            Ok(()) => {
+                mailbox.end_sleep(is_ready(&fds[0]));
+                self.ready.extend(fds[1..].iter().map(is_ready));
             }
             // poll(2) fails for want of memory alone; the loop must not spin on it.
             Err(error) => {
                 tracing::error!("onacc: {error}");
                 std::thread::sleep(Duration::from_millis(10));
-                self.links.jobs.end_sleep(true);
+                mailbox.end_sleep(true);
             }
         }
     }

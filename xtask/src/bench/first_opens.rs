@@ -227,8 +227,11 @@ fn open_scanned(
         ));
     }
     let marks = grown(&before, &after, "marks_placed")?;
+    let at_once = grown(&before, &after, "sent_at_once")?;
     Ok(reading
-        .note(format!("{scans} scans, {marks} marks placed"))
+        .note(format!(
+            "{scans} scans, {at_once} of them sent by the reader, {marks} marks placed"
+        ))
         .note(format!(
             "processor time each: {}",
             spent.each_since(&own, u32::try_from(files.len()).unwrap_or(u32::MAX))

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
 use std::time::{Duration, Instant};
 
-use super::Service;
+use super::{Limits, Service};
 use crate::clamd::{ConnectError, Fed, Received, SessionError};
 use crate::coverage::keeper::KeeperMessage;
 use crate::policy::lock;
@@ -17,7 +17,7 @@ use crate::scan::feeder::{Chunk, Request};
 use crate::scan::pool::{Connecting, Pick};
 use crate::scan::resolver::some_address;
 
-/// Silence, with scans under way, after which clamd is asked for a sign of life.
+/// As [`silence`], at most.
 const SILENCE: Duration = Duration::from_millis(500);
 /// How often clamd is asked for the version of its database.
 const VERSION_EVERY: Duration = Duration::from_secs(5);
@@ -129,6 +129,22 @@ impl Service {
             self.links.counters.taken_back.up();
             self.forget_verdicts("clamd took a reply back");
         }
+    }
+
+    /// Ends the sessions that could not be sent on.
+    pub(super) fn lose_failed(&mut self, now: Instant) {
+        for pick in self.pool.picks() {
+            let failed = self.pool.line(pick).and_then(|line| line.failed.take());
+            if let Some(error) = failed {
+                self.lose(pick, &error, now);
+            }
+        }
+    }
+
+    /// Whether there are such sessions.
+    pub(super) fn has_failed_lines(&self) -> bool {
+        let mut lines = self.pool.servers.iter().flat_map(|server| &server.lines);
+        lines.any(|line| line.failed.is_some())
     }
 
     /// Reads what has come in all sessions and acts on it.
@@ -317,7 +333,7 @@ impl Service {
     /// close an idle session, and, now and then, for the version of its database.
     /// Gives up connections that come to nothing, and the silent one of several.
     pub(super) fn ask_for_signs(&mut self, now: Instant) {
-        let (silence, keep_alive) = (self.silence(), self.keep_alive());
+        let (silence, keep_alive) = (silence(&self.limits), self.keep_alive());
         let polls = now >= self.next_version;
         if polls {
             self.next_version = now + VERSION_EVERY;
@@ -356,7 +372,7 @@ impl Service {
 
     /// When [`Self::ask_for_signs`] has something to do.
     pub(super) fn next_sign_due(&self) -> Option<Instant> {
-        let (silence, keep_alive) = (self.silence(), self.keep_alive());
+        let (silence, keep_alive) = (silence(&self.limits), self.keep_alive());
         let several = self.pool.servers.len() > 1;
         let lines = self.pool.servers.iter().flat_map(|server| &server.lines);
         lines
@@ -394,13 +410,14 @@ impl Service {
             .min(self.limits.bound / 3)
     }
 
-    fn silence(&self) -> Duration {
-        SILENCE.min(self.limits.bound / 8)
-    }
-
     fn keep_alive(&self) -> Duration {
         (self.limits.read_timeout / 4).clamp(Duration::from_secs(1), Duration::from_secs(30))
     }
+}
+
+/// Silence, with scans under way, after which clamd is asked for a sign of life.
+pub(super) fn silence(limits: &Limits) -> Duration {
+    SILENCE.min(limits.bound / 8)
 }
 
 /// How long a silent session is kept while another server is well. One without
