@@ -9,6 +9,7 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use crate::kernel::file::{self, FileStat};
 use crate::kernel::handle::FileHandle;
 use crate::kernel::mounts::Mount;
+use crate::kernel::procfs::OwnFiles;
 use crate::policy::{Policy, Unscanned};
 
 /// Finds places; keeps its buffers.
@@ -19,6 +20,7 @@ pub struct Placer {
     /// Whether an open of that file is denied when its scan fails.
     pub denies_on_error: bool,
     translated: Vec<u8>,
+    files: OwnFiles,
 }
 
 impl Placer {
@@ -28,6 +30,7 @@ impl Placer {
             path: Vec::with_capacity(4097),
             denies_on_error: false,
             translated: Vec::with_capacity(4097),
+            files: OwnFiles::open(),
         }
     }
 
@@ -40,7 +43,7 @@ impl Placer {
         stat: &FileStat,
     ) -> Option<Unscanned> {
         self.denies_on_error = policy.deny_on_error;
-        let told = file::path_of(file, &mut self.path);
+        let told = self.files.path_of(file, &mut self.path);
         if told.is_none() {
             self.path.clear();
             return None;
@@ -70,7 +73,7 @@ impl Placer {
         if same.key != stat.key || same.mount != mount.id {
             return None;
         }
-        let told = file::path_of(again.as_fd(), &mut self.translated);
+        let told = self.files.path_of(again.as_fd(), &mut self.translated);
         if told.is_some() {
             std::mem::swap(&mut self.path, &mut self.translated);
         }

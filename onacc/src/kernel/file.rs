@@ -3,8 +3,9 @@
 //! Must not: open anything by path. Each function costs the one system call
 //! that its name says. Tested here on files of the test's own.
 
+use std::ffi::CStr;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt as _;
 
 use onacc_common::{ChangeTime, InodeKey};
@@ -350,15 +351,28 @@ pub fn read_cached(
 /// bytes. `None` if it is longer than `PATH_MAX`. A deleted file's path ends in
 /// ` (deleted)`.
 pub fn path_of(fd: BorrowedFd<'_>, buffer: &mut Vec<u8>) -> Option<()> {
-    const PATH_MAX: usize = 4096;
     let mut name = [0u8; 32];
     let link = super::procfs::fd_path(fd, &mut name);
+    read_link(libc::AT_FDCWD, link, buffer)
+}
+
+/// The text of a link, by one `readlinkat(2)`. `None` if there is no such link, or it
+/// is longer than `PATH_MAX`.
+pub(super) fn read_link(dir: RawFd, name: &CStr, buffer: &mut Vec<u8>) -> Option<()> {
+    const PATH_MAX: usize = 4096;
     buffer.clear();
     // Not filled with zeros: that would cost as much as many a system call.
     buffer.reserve(PATH_MAX + 1);
-    // SAFETY: `link` is NUL-terminated, the buffer is live and writable for as
+    // SAFETY: the name is NUL-terminated, the buffer is live and writable for as
     // many bytes as it was just given room for.
-    let got = unsafe { libc::readlink(link.as_ptr(), buffer.as_mut_ptr().cast(), PATH_MAX + 1) };
+    let got = unsafe {
+        libc::readlinkat(
+            dir,
+            name.as_ptr(),
+            buffer.as_mut_ptr().cast(),
+            PATH_MAX + 1,
+        )
+    };
     let got = usize::try_from(got).ok().filter(|got| *got <= PATH_MAX)?;
     // SAFETY: the call has written so many bytes, for which there is room.
     unsafe { buffer.set_len(got) };

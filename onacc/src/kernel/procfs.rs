@@ -29,6 +29,29 @@ fn format_into<'a>(buffer: &'a mut [u8; 32], args: std::fmt::Arguments<'_>) -> &
     CStr::from_bytes_until_nul(buffer).expect("the text ends in NUL")
 }
 
+/// The process's own open files, as `/proc/self/fd` tells them. Kept open, which spares
+/// each question the walk there.
+#[derive(Debug)]
+pub struct OwnFiles(Option<OwnedFd>);
+
+impl OwnFiles {
+    /// Opens it. After the process has gone to the background: a child has its own.
+    pub fn open() -> Self {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        Self(nix::fcntl::open("/proc/self/fd", flags, Mode::empty()).ok())
+    }
+
+    /// As [`super::file::path_of`].
+    pub fn path_of(&self, fd: BorrowedFd<'_>, buffer: &mut Vec<u8>) -> Option<()> {
+        let Some(directory) = &self.0 else {
+            return super::file::path_of(fd, buffer);
+        };
+        let mut name = [0u8; 32];
+        let name = format_into(&mut name, format_args!("{}\0", fd.as_raw_fd()));
+        super::file::read_link(directory.as_raw_fd(), name, buffer)
+    }
+}
+
 /// An open `/proc`.
 #[derive(Debug)]
 pub struct Proc(OwnedFd);

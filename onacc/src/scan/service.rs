@@ -116,6 +116,8 @@ pub struct Service {
     finder: Finder,
     /// Asked when a clamd becomes known.
     strangers: Strangers,
+    /// Files are sent in chunks to some server.
+    streams: bool,
     /// It wakes then, whatever comes.
     sleeps_until: Option<Instant>,
     /// Something has come since it slept last.
@@ -129,6 +131,7 @@ impl Service {
         Self {
             book: Book::new(limits.max_scans),
             versions: Versions::default(),
+            streams: pool.streams(),
             pool,
             next_version: now,
             next_look: now,
@@ -178,14 +181,23 @@ impl Service {
         let now = Instant::now();
         self.busy |= !incoming.is_empty();
         for work in incoming.drain(..) {
+            let opener = matches!(&work, Work::Scan(job) if job.urgency == Urgency::Opener);
             self.take_in(work, now);
+            if opener {
+                // Where nobody else is in line it does not matter whose turn it is.
+                self.pump(now);
+            }
         }
-        self.lose_failed(now);
+        if self.has_failed_lines() {
+            self.lose_failed(now);
+        }
         self.receive_all();
         let now = Instant::now();
         self.connect(now);
         self.pump(now);
-        self.feed_all(now);
+        if self.streams {
+            self.feed_all(now);
+        }
         self.expire(now);
         self.look_after_openers(now);
         self.ask_for_signs(now);

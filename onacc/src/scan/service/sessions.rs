@@ -333,6 +333,9 @@ impl Service {
     /// close an idle session, and, now and then, for the version of its database.
     /// Gives up connections that come to nothing, and the silent one of several.
     pub(super) fn ask_for_signs(&mut self, now: Instant) {
+        if self.next_sign_due().is_none_or(|due| now < due) {
+            return;
+        }
         let (silence, keep_alive) = (silence(&self.limits), self.keep_alive());
         let polls = now >= self.next_version;
         if polls {
