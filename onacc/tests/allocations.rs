@@ -28,7 +28,7 @@ use onacc::{
     },
     observe::{counters::Counters, heartbeat::Heartbeat},
     policy::{Policy, Rules, Scope, Verdict, VerdictCache},
-    scan::{ScannerIdentity, Work},
+    scan::{Handover, ScannerIdentity, Work},
 };
 use onacc_tests::{ScratchFs, or_skip, require_root};
 
@@ -105,7 +105,7 @@ impl Site {
             tags: None,
             extra_scanning: false,
             budget: FdBudget::new(64),
-            jobs: jobs.clone(),
+            jobs: Handover::new(jobs.clone()),
             prescans: Mailbox::new().expect("a mailbox"),
             keeper: Mailbox::new().expect("a mailbox"),
             verdicts: Arc::new(Mutex::new(verdicts)),

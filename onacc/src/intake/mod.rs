@@ -1,8 +1,8 @@
 //! The reader: takes events in, answers what needs no scan, hands over the rest.
 //! And the feed, which does the like for opens that eBPF tells of.
 //!
-//! The reader must not: wait for anything but events (invariant 2): no lock that is held
-//! across a system call, no name service, no file, no log line.
+//! The reader must not: wait for anything but events (invariant 2): not for a lock that is
+//! held across a system call, no name service, no file, no log line.
 
 mod arrears;
 mod arrivals;

@@ -365,14 +365,8 @@ pub(super) fn read_link(dir: RawFd, name: &CStr, buffer: &mut Vec<u8>) -> Option
     buffer.reserve(PATH_MAX + 1);
     // SAFETY: the name is NUL-terminated, the buffer is live and writable for as
     // many bytes as it was just given room for.
-    let got = unsafe {
-        libc::readlinkat(
-            dir,
-            name.as_ptr(),
-            buffer.as_mut_ptr().cast(),
-            PATH_MAX + 1,
-        )
-    };
+    let got =
+        unsafe { libc::readlinkat(dir, name.as_ptr(), buffer.as_mut_ptr().cast(), PATH_MAX + 1) };
     let got = usize::try_from(got).ok().filter(|got| *got <= PATH_MAX)?;
     // SAFETY: the call has written so many bytes, for which there is room.
     unsafe { buffer.set_len(got) };

@@ -1,4 +1,4 @@
-//! What `/proc` tells of a thread: its effective uid, its parent.
+//! What `/proc` tells of a thread (its effective uid, its parent) and of our open files.
 //!
 //! Reading procfs can never raise a permission event (it refuses such marks),
 //! so the reader may do it. Must not: touch what takes another process's memory

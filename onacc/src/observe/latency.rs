@@ -1,7 +1,7 @@
 //! How long openers wait, and for what: histograms, printed with the counters.
 //!
-//! One thread records and one prints, so that the lock is hardly ever contended;
-//! it is not held across a system call.
+//! One thread at a time records (at the service's desk) and one prints, so that the
+//! lock is hardly ever contended; it is not held across a system call.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -48,14 +48,18 @@ impl Latencies {
     /// Names and values: how many there were, the median, the 99th percentile and
     /// the longest, in microseconds.
     pub fn list(&self) -> Vec<(String, u64)> {
-        let histograms = self.lock();
-        let each = NAMES.iter().zip(histograms.iter());
-        each.flat_map(|(name, all)| {
+        // Nothing is allocated under the lock: a reader may want it.
+        let values = self.lock().each_ref().map(|all| {
+            let [p50, p99] = [0.5, 0.99].map(|at| all.value_at_quantile(at));
+            [all.len(), p50, p99, all.max()]
+        });
+        let each = NAMES.iter().zip(values);
+        each.flat_map(|(name, [count, p50, p99, max])| {
             [
-                (format!("{name}_count"), all.len()),
-                (format!("{name}_p50_us"), all.value_at_quantile(0.5)),
-                (format!("{name}_p99_us"), all.value_at_quantile(0.99)),
-                (format!("{name}_max_us"), all.max()),
+                (format!("{name}_count"), count),
+                (format!("{name}_p50_us"), p50),
+                (format!("{name}_p99_us"), p99),
+                (format!("{name}_max_us"), max),
             ]
         })
         .collect()

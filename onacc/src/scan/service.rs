@@ -5,7 +5,8 @@
 //! Answers first; marks, log and counters of it come after (invariant 3). Names
 //! and cold files are read by other threads. Must not: place marks or open a
 //! file. What becomes of a job stands in `service/outcome.rs`, sessions in
-//! `service/sessions.rs`, who serves them in `service/peers.rs`. Tested by `tests/`.
+//! `service/sessions.rs`, who serves them in `service/peers.rs`, what readers do by
+//! themselves in `service/direct.rs`. Tested by `tests/`.
 
 mod direct;
 mod outcome;

@@ -46,15 +46,14 @@ impl Service {
             return false;
         }
         let picked = self.pool.pick(Class::Small, None);
-        picked.is_some_and(|pick| {
-            self.pool.servers[pick.server].transfer == Transfer::PassFd
-        })
+        picked.is_some_and(|pick| self.pool.servers[pick.server].transfer == Transfer::PassFd)
     }
 
     /// Whether a session wants something that only the service does.
     fn wants_more(&self) -> bool {
         let lines = self.pool.servers.iter().flat_map(|server| &server.lines);
-        let mut lines = lines.filter(|line| line.failed.is_some() || !line.session.wire().is_idle());
+        let mut lines =
+            lines.filter(|line| line.failed.is_some() || !line.session.wire().is_idle());
         lines.next().is_some() || self.book.has_waiting()
     }
 
