@@ -4,6 +4,7 @@ use std::{
     fs::{self, File},
     path::Path,
     process::Command,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -150,7 +151,18 @@ fn start_inside(scene: &mut Scene, group: &MemoryGroup, program: &Path) -> Resul
     let script = scene.clamd_dir().join("onacc-in-group");
     group.wrap(&script, program)?;
     scene.fault_begins(Leave::ALLOWS);
-    scene.replace_agent(|builder| builder.binary(&script))?;
+    let until = Instant::now() + Duration::from_secs(20);
+    loop {
+        match scene.replace_agent(|builder| builder.binary(&script)) {
+            Ok(()) => break,
+            // An opener's process that was started while we wrote one of the two has it
+            // open until it runs its own program.
+            Err(why) if why.contains("Text file busy") && Instant::now() < until => {
+                thread::sleep(Duration::from_millis(50));
+            }
+            Err(why) => return Err(why),
+        }
+    }
     scene.fault_over();
     scene.wait(Duration::from_millis(300));
     Ok(())
