@@ -12,7 +12,7 @@ use nix::poll::PollFlags;
 
 use super::error::{ConnectError, SessionError};
 use super::protocol::{self, Numbered, ProtocolError, Reply, ReplyReader};
-use super::upload::{CHUNK, Fed, Next, Upload};
+use super::upload::{CHUNK, Fed, HEADER, Next, Upload};
 use super::wire::{Target, Wire};
 
 /// Answered commands whose further records are still known for what they are.
@@ -252,7 +252,7 @@ impl Session {
                         return Ok(Fed::Done);
                     }
                     round += chunk.len();
-                    *sent += chunk.len() as u64;
+                    *sent += (chunk.len() - HEADER) as u64;
                 }
                 Next::Cold(offset) => return Ok(Fed::Cold(offset)),
                 Next::TooLong => {

@@ -12,7 +12,8 @@ use crate::kernel::file::{self, CachedRead};
 
 /// Bytes in one chunk at most.
 pub const CHUNK: usize = 64 * 1024;
-const HEADER: usize = 4;
+/// Before the bytes of each chunk.
+pub const HEADER: usize = 4;
 
 /// How far an upload got.
 #[derive(Debug)]

@@ -7,14 +7,16 @@
 //! group and a reader of their own: a reader may wait for a reader below it,
 //! never for itself. Must not: put two filesystems into one lane of which one may
 //! lie on the other. The lane below may not be held up by those above: only the
-//! first lane is watched by the watchdog. Tested by `tests/`.
+//! first lane is watched by the watchdog; whoever closes a file of such a lane may
+//! hang as well, so that a thread of its own does, and what hangs there takes the
+//! lane's own places of the fd budget. Tested by `tests/`.
 
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::reader::{Control, Reader, ReaderLinks, ReaderOwn};
-use crate::kernel::fanotify::{Group, GroupKind, InitError, Wanted};
+use crate::kernel::fanotify::{FdBudget, Group, GroupKind, InitError, Reservation, Wanted};
 use crate::kernel::mounts::{Mount, MountTable};
 use crate::kernel::procfs::Proc;
 use crate::kernel::wake::{Mailbox, Wake};
@@ -22,8 +24,12 @@ use crate::kernel::{SyscallError, process};
 use crate::observe::heartbeat::Heartbeat;
 use crate::policy::{LaneId, Policy, lane_of};
 
-/// Lanes beside the first: each has a thread and three fds.
+/// Lanes beside the first: each has two threads and three fds.
 const MOST_LANES: usize = 64;
+/// Events of one filesystem whose opens can block that may be in flight. All such
+/// lanes together never have more than half of the budget.
+const MOST_OF_LANE: usize = 32;
+const LEAST_OF_LANE: usize = 2;
 
 /// A lane cannot be made.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +50,8 @@ struct Lane {
     group: Arc<Group>,
     control: Mailbox<Control>,
     thread: JoinHandle<()>,
+    /// Its part of the fd budget, and what that takes from everybody's.
+    own: Option<(Arc<FdBudget>, Reservation)>,
 }
 
 /// Told when a reader has ended that must not.
@@ -84,7 +92,7 @@ impl Lanes {
             all: Vec::new(),
             policy,
         };
-        lanes.add(LaneId::Plain, group, heartbeat)?;
+        lanes.add(LaneId::Plain, group, (heartbeat, None))?;
         Ok(lanes)
     }
 
@@ -92,9 +100,13 @@ impl Lanes {
         &mut self,
         id: LaneId,
         group: Arc<Group>,
-        heartbeat: Heartbeat,
+        (heartbeat, part): (Heartbeat, Option<(Arc<FdBudget>, Reservation)>),
     ) -> Result<(), LaneError> {
         let control = Mailbox::new()?;
+        let mut links = self.links.clone();
+        if let Some((budget, _)) = &part {
+            links.budget = Arc::clone(budget);
+        }
         let own = ReaderOwn {
             group: Arc::clone(&group),
             control: control.clone(),
@@ -102,7 +114,7 @@ impl Lanes {
             proc: Proc::open()?,
         };
         let at_rest = own.heartbeat.clone();
-        let reader = Reader::new(self.links.clone(), own, Arc::clone(&self.policy));
+        let reader = Reader::new(links, own, Arc::clone(&self.policy));
         let ended = self.ended.clone();
         let thread = process::spawn("onacc-reader", move || {
             if let Err(error) = reader.run() {
@@ -116,6 +128,7 @@ impl Lanes {
             group,
             control,
             thread,
+            own: part,
         });
         Ok(())
     }
@@ -136,9 +149,31 @@ impl Lanes {
         if self.all.len() > MOST_LANES {
             return Err(LaneError::TooMany);
         }
-        let group = Group::wanting(self.kind, self.wanted)?;
-        self.add(id, Arc::clone(&group), Heartbeat::new("further reader"))?;
+        let (group, part) = if let LaneId::Own(_) = id {
+            let group = Group::closing_elsewhere(self.kind, self.wanted)?;
+            (group, Some(self.part_of_budget()))
+        } else {
+            (Group::wanting(self.kind, self.wanted)?, None)
+        };
+        let heartbeat = Heartbeat::new("further reader");
+        self.add(id, Arc::clone(&group), (heartbeat, part))?;
         Ok(group)
+    }
+
+    /// Places for a lane whose files may never be closed.
+    fn part_of_budget(&self) -> (Arc<FdBudget>, Reservation) {
+        let all = &self.links.budget;
+        let share = all.limit() / (2 * MOST_LANES);
+        let reserved = all.reserve(share.clamp(LEAST_OF_LANE, MOST_OF_LANE));
+        (FdBudget::new(reserved.places()), reserved)
+    }
+
+    /// Whether nothing is in flight in any lane.
+    fn is_unused(&self) -> bool {
+        let parts = || self.all.iter().filter_map(|lane| lane.own.as_ref());
+        let reserved = parts().map(|(_, reserved)| reserved.places()).sum();
+        self.links.budget.is_unused_beyond(reserved)
+            && parts().all(|(budget, _)| budget.is_unused_beyond(0))
     }
 
     /// Ends the lanes of filesystems that are gone; `present` says which are not.
@@ -170,9 +205,7 @@ impl Lanes {
             }
         }
         // In this order: what has left a queue has a place in the budget.
-        let is_idle = || {
-            self.all.iter().all(|lane| lane.group.queued() == 0) && self.links.budget.is_unused()
-        };
+        let is_idle = || self.all.iter().all(|lane| lane.group.queued() == 0) && self.is_unused();
         while !is_idle() && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(1));
         }

@@ -84,9 +84,10 @@ pub fn wait_for(thread: &JoinHandle<()>, until: std::time::Instant) {
     }
 }
 
-/// Ends the process at once. The kernel closes the group, which lets all
-/// openers go; nothing is dumped, flushed or unwound.
+/// Ends the process at once. The groups are closed, which lets all openers go;
+/// nothing is dumped, flushed or unwound.
 pub fn stop_now() -> ! {
+    super::fanotify::close_all();
     // SAFETY: _exit takes an integer and does not return; no destructor of ours
     // must run, that is the purpose.
     unsafe { libc::_exit(2) }

@@ -24,6 +24,8 @@ struct Entry<J> {
     losses: u32,
     /// The opener has been answered; the job stays for clamd's late reply.
     answered: bool,
+    /// Its time was up: its reply may never come.
+    overdue: bool,
     /// The server that failed it last.
     avoid: Option<usize>,
 }
@@ -149,6 +151,7 @@ impl<J> Book<J> {
             tries_left: tries,
             losses: 0,
             answered: false,
+            overdue: false,
             avoid: None,
         };
         self.entries.insert(token, entry);
@@ -162,12 +165,19 @@ impl<J> Book<J> {
     }
 
     /// An opener now waits for this job too: it gets an opener's place and
-    /// deadline if it had none. `None` if it is gone or its time was up.
+    /// deadline if it had none, or if whoever waited for it was killed. `None` if
+    /// it is gone or its time was up.
     pub fn join(&mut self, token: u64, deadline: Instant) -> Option<&mut J> {
         let entry = self.entries.get_mut(&token)?;
-        if entry.answered {
+        if entry.overdue {
             return None;
         }
+        if std::mem::take(&mut entry.answered) {
+            // The old deadline is none for whoever comes now.
+            self.deadlines.retain(|(_, other)| *other != token);
+            self.set_deadline(token, deadline);
+        }
+        let entry = self.entries.get_mut(&token)?;
         if entry.class == Class::Prescan {
             let before = std::mem::replace(&mut entry.class, entry.urgent);
             let (class, opener) = (entry.class, entry.opener);
@@ -361,7 +371,7 @@ impl<J> Book<J> {
                 }
                 Some(State::UnderWay { .. }) => {
                     return self.entries.get_mut(&token).map(|entry| {
-                        entry.answered = true;
+                        (entry.answered, entry.overdue) = (true, true);
                         Due::UnderWay(&mut entry.job)
                     });
                 }

@@ -65,15 +65,26 @@ impl Site {
         Self::on(ScratchFs::tmpfs(64)?)
     }
 
+    /// On ext4, with these further lines in clamd's configuration.
+    pub fn ext4_with(options: &[&str]) -> Result<Self, String> {
+        Self::with(ScratchFs::ext4(64)?, options)
+    }
+
     /// On this filesystem.
     pub fn on(scratch: ScratchFs) -> Result<Self, String> {
+        Self::with(scratch, &[])
+    }
+
+    fn with(scratch: ScratchFs, options: &[&str]) -> Result<Self, String> {
         Clamd::installed()?;
         let clamd_dir = tempfile::tempdir().map_err(|error| format!("a directory: {error}"))?;
         write_marker_signature(clamd_dir.path());
         // A file that is cut while clamd reads it is "Can't allocate memory" to it.
-        let clamd = Clamd::builder(clamd_dir.path())
-            .option("ExitOnOOM no")
-            .try_start()?;
+        let builder = Clamd::builder(clamd_dir.path()).option("ExitOnOOM no");
+        let builder = options
+            .iter()
+            .fold(builder, |builder, line| builder.option(line));
+        let clamd = builder.try_start()?;
         scratch.mkdir("in");
         Ok(Self {
             clamd,

@@ -149,6 +149,72 @@ fn the_commands_of_clamd_are_listed() {
     assert_eq!(parse_commands("ClamAV 1.4.6"), None);
 }
 
+/// All errors of facts/clamonacc.md and of clamd's `cl_strerror`.
+const ERRORS: [&str; 27] = [
+    "Can't access file",
+    "Can't open file or directory",
+    "Can't create new file",
+    "Can't create temporary directory",
+    "Can't create temporary file",
+    "Can't allocate memory",
+    "Can't map file into memory",
+    "Can't read file",
+    "Can't seek in file",
+    "Can't write to file",
+    "Can't lock database directory",
+    "Exceeded time limit",
+    "Memory allocation failure",
+    "Broken or not a CVD file",
+    "Malformed database",
+    "Unspecified error",
+    "Unknown error code",
+    "Error writing to temporary file",
+    "Not a regular file",
+    "Not supported file type",
+    "Access denied.",
+    "lstat() failed: Permission denied.",
+    "File path check failure: No such file or directory.",
+    "No file descriptor received.",
+    "PROTOCOL ERROR: ancillary data sent without FILDES.",
+    "INSTREAM size limit exceeded.",
+    "ALLMATCHSCAN command disabled by clamd configuration.",
+];
+
+#[test]
+fn every_error_of_clamd_is_an_error_in_its_own_words() {
+    for words in ERRORS {
+        for subject in ["", "fd[12]: ", "stream: ", "/a: b/c OK: "] {
+            let text = format!("{subject}{words} ERROR");
+            let Reply::Error(said) = reply(&text) else {
+                panic!("{text} is no error");
+            };
+            // Where no subject is said, the words' own colon is taken for its end.
+            let whole = said.ends_with(words);
+            assert!(whole || words.ends_with(&said), "{text}: {said}");
+        }
+        let path = b"/x: y FOUND";
+        let record = [&path[..], b": ", words.as_bytes(), b" ERROR"].concat();
+        let said = parse_path_record(&record, path);
+        assert_eq!(said, Reply::Error(words.into()), "{words}");
+    }
+    // Without the word ERROR: answers to what a scan never is.
+    for text in [
+        "UNKNOWN COMMAND",
+        "COMMAND UNAVAILABLE",
+        "RELOADING",
+        "DBUPTODATE",
+        "fd[3]: no reply from clamd",
+        "stream: Unknown",
+    ] {
+        assert!(matches!(reply(text), Reply::Error(_)), "{text}");
+    }
+    // And outside of any number the session is over, in clamd's words.
+    for text in ["COMMAND READ TIMED OUT", "UNKNOWN COMMAND", "fd[3]: OK"] {
+        let error = parse_record(text.as_bytes()).expect_err(text);
+        assert!(error.to_string().contains(text), "{error}");
+    }
+}
+
 proptest! {
     #[test]
     fn replies_split_anywhere_come_out_whole(

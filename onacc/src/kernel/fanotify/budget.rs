@@ -33,9 +33,15 @@ impl FdBudget {
         self.limit.saturating_sub(self.used.load(Ordering::SeqCst))
     }
 
-    /// Whether nothing is in flight, nor about to be read.
-    pub fn is_unused(&self) -> bool {
-        self.used.load(Ordering::SeqCst) == 0
+    /// Whether nothing is in flight, nor about to be read, beyond so many places
+    /// that are reserved.
+    pub fn is_unused_beyond(&self, reserved: usize) -> bool {
+        self.used.load(Ordering::SeqCst) <= reserved
+    }
+
+    /// All places.
+    pub fn limit(&self) -> usize {
+        self.limit
     }
 
     /// Whether less than half of the budget is in use: enough for what nobody

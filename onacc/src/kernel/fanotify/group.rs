@@ -8,7 +8,9 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
 use super::budget::FdBudget;
+use super::closer::Closer;
 use super::event::{Events, METADATA_LEN, ParseError};
+use super::open_groups;
 use super::pending::{Answer, EventFile, PendingEvent};
 use crate::kernel::SyscallError;
 
@@ -74,6 +76,7 @@ pub struct Group {
     fd: OwnedFd,
     kind: GroupKind,
     wanted: Wanted,
+    closer: Option<Closer>,
 }
 
 /// What a read has got.
@@ -122,6 +125,23 @@ impl Group {
     /// # Errors
     /// As [`Group::new`].
     pub fn wanting(kind: GroupKind, wanted: Wanted) -> Result<Arc<Self>, InitError> {
+        Self::make(kind, wanted, None)
+    }
+
+    /// The same for filesystems on which a close can wait for somebody: no file of
+    /// an event is closed by whoever drops it.
+    ///
+    /// # Errors
+    /// As [`Group::new`], or there are no more threads.
+    pub fn closing_elsewhere(kind: GroupKind, wanted: Wanted) -> Result<Arc<Self>, InitError> {
+        Self::make(kind, wanted, Some(Closer::start()?))
+    }
+
+    fn make(
+        kind: GroupKind,
+        wanted: Wanted,
+        closer: Option<Closer>,
+    ) -> Result<Arc<Self>, InitError> {
         let class = match kind {
             GroupKind::Permission => libc::FAN_CLASS_CONTENT | libc::FAN_UNLIMITED_QUEUE,
             GroupKind::Notification => libc::FAN_CLASS_NOTIF,
@@ -147,7 +167,13 @@ impl Group {
         }
         // SAFETY: the kernel just gave this fd to us alone.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        Ok(Arc::new(Self { fd, kind, wanted }))
+        open_groups::enter(fd.as_raw_fd());
+        Ok(Arc::new(Self {
+            fd,
+            kind,
+            wanted,
+            closer,
+        }))
     }
 
     /// What the group is for.
@@ -200,7 +226,8 @@ impl Group {
                 // SAFETY: the kernel installed this fd for this event and
                 // nobody else knows of it (fanotify(7)).
                 let fd = unsafe { OwnedFd::from_raw_fd(event.fd) };
-                places.take().map(|permit| EventFile::new(fd, permit))
+                let permit = places.take();
+                permit.map(|permit| EventFile::new(fd, permit).closed_by(self.closer.as_ref()))
             } else {
                 None
             };
@@ -254,6 +281,12 @@ impl Group {
 
     pub(super) fn raw(&self) -> RawFd {
         self.fd.as_raw_fd()
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        open_groups::leave(self.fd.as_raw_fd());
     }
 }
 

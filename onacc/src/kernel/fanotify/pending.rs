@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use super::budget::Permit;
+use super::closer::Closer;
 use super::event::RawEvent;
 use super::group::Group;
 
@@ -23,9 +24,18 @@ pub enum Answer {
 
 /// The file of an event: the kernel's own fd for the inode that is being
 /// opened, whatever becomes of its path. Opening and reading it raises no
-/// events (`FMODE_NONOTIFY`). Closes the fd and gives back the permit on drop.
+/// events (`FMODE_NONOTIFY`). Closes the fd and gives back the permit on drop, or
+/// has that done where a close may hang.
 #[derive(Debug)]
 pub struct EventFile {
+    /// There until the drop.
+    held: Option<HeldFd>,
+    closer: Option<Closer>,
+}
+
+/// An fd and its place in the budget.
+#[derive(Debug)]
+pub(super) struct HeldFd {
     // Before the permit: the fd must be closed when its place is given back.
     fd: OwnedFd,
     _permit: Permit,
@@ -35,15 +45,33 @@ impl EventFile {
     /// An fd that takes a place of the budget as long as it is open.
     pub fn new(fd: OwnedFd, permit: Permit) -> Self {
         Self {
-            fd,
-            _permit: permit,
+            held: Some(HeldFd {
+                fd,
+                _permit: permit,
+            }),
+            closer: None,
         }
+    }
+
+    /// The same, closed by somebody who may hang.
+    pub(super) fn closed_by(mut self, closer: Option<&Closer>) -> Self {
+        self.closer = closer.cloned();
+        self
     }
 }
 
 impl AsFd for EventFile {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
+        let held = self.held.as_ref();
+        held.expect("the fd is there until the drop").fd.as_fd()
+    }
+}
+
+impl Drop for EventFile {
+    fn drop(&mut self) {
+        if let (Some(held), Some(closer)) = (self.held.take(), &self.closer) {
+            closer.close(held);
+        }
     }
 }
 
@@ -142,7 +170,7 @@ impl PendingEvent {
         let (Some(owed), Some(file)) = (self.owed.take(), self.file.as_ref()) else {
             return;
         };
-        if let Err(error) = owed.group.respond(file.fd.as_raw_fd(), answer) {
+        if let Err(error) = owed.group.respond(file.as_fd().as_raw_fd(), answer) {
             // Nothing better can be done here: the kernel holds the opener
             // until the group is closed. The watchdog must not be needed for
             // it, so the process ends, which closes the group.

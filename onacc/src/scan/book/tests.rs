@@ -177,6 +177,23 @@ fn who_is_gone_frees_the_place_in_line() {
     assert_eq!(book.next_due(now), Some(Due::Waiting(1, 1)));
 }
 
+#[test]
+fn who_joins_what_a_killed_opener_left_has_a_deadline_of_its_own() {
+    let start = Instant::now();
+    let later = |seconds| start + Duration::from_secs(seconds);
+    let mut book = Book::new(1);
+    let token = book.add('a', HERE, later(1), 0);
+    book.sent(token, 1, start);
+    assert!(book.look_after((0, 9), |_| true).0.is_empty());
+    assert_eq!(book.join(token, later(9)), Some(&mut 'a'));
+    assert_eq!(book.next_due(later(8)), None);
+    assert_eq!(book.next_due(later(9)), Some(Due::UnderWay(&mut 'a')));
+    assert_eq!(book.next_due(later(99)), None);
+    // The reply that was waited for in vain may never come: nobody joins it.
+    assert_eq!(book.join(token, later(99)), None);
+    assert_eq!(done(&mut book, token), Some(('a', true)));
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Add(u8),

@@ -1,0 +1,89 @@
+//! Filesystems that hang: a FUSE server that answers no read, or no close.
+//!
+//! Whoever opens a file there may wait as the settings say; nobody else does, and
+//! the agent stays as it was.
+
+mod common;
+
+use std::{fs, path::Path, thread, time::Duration};
+
+use common::{FakeSite, LIMIT, assert_opens, assert_refused, clean, infected};
+use onacc_tests::{
+    Agent, Behaviour, HangingFs, Opened, Opening, clamd::wait_until, open_within, or_skip,
+    require_root,
+};
+
+/// Files of a filesystem that hangs, each with a content of its own.
+fn files(count: usize) -> Vec<(String, Vec<u8>)> {
+    (0..count)
+        .map(|n| (format!("hang{n}"), format!("hangs {n}").into_bytes()))
+        .collect()
+}
+
+fn threads(agent: &Agent) -> usize {
+    let tasks = format!("/proc/{}/task", agent.pid());
+    fs::read_dir(tasks).expect("the agent's threads").count()
+}
+
+/// Bound of the settings, and what a busy machine may add to it.
+const BOUND: &str = "OnAccessCurlTimeout 2000";
+const NO_LONGER: Duration = Duration::from_millis(3500);
+
+#[track_caller]
+fn assert_quick(path: &Path, is_infected: bool) {
+    let open = open_within(path, LIMIT);
+    let right = if is_infected {
+        open.is_refused()
+    } else {
+        open.is_open()
+    };
+    assert!(
+        right && open.took < NO_LONGER,
+        "{}: {open:?}",
+        path.display()
+    );
+}
+
+#[test]
+fn closes_that_hang_hold_nobody_else_up() {
+    require_root!();
+    let site = or_skip!(FakeSite::ext4(|_| Behaviour::usual()));
+    let hanging = or_skip!(HangingFs::mount(files(60)));
+    let (bad, good) = (site.write("bad", &infected()), site.write("good", &clean()));
+    let mut agent = site
+        .agent()
+        .include(hanging.path())
+        .option(BOUND)
+        // Only few events may be in flight there: places run out.
+        .open_files(256)
+        .start();
+    let mut opened: Vec<Opened> = Vec::new();
+    let mut openings: Vec<Opening> = Vec::new();
+    let held = hanging.hold_closes();
+    for n in 0..60 {
+        openings.push(Opening::start(&hanging.join(format!("hang{n}"))));
+    }
+    // The agent has closed one of them, or tries.
+    assert!(wait_until(LIMIT, || hanging.hanging_closes() > 0));
+    let before = threads(&agent);
+    for _ in 0..5 {
+        assert_quick(&bad, true);
+        assert_quick(&good, false);
+        let new = site.write("new", &clean());
+        assert_quick(&new, false);
+        fs::remove_file(new).expect("removing");
+        // Past the patience of the watchdog.
+        thread::sleep(Duration::from_millis(1500));
+    }
+    assert!(agent.is_running(), "{}", agent.output());
+    assert!(threads(&agent) <= before, "threads pile up");
+    drop(held);
+    opened.extend(openings.into_iter().map(|opening| opening.within(LIMIT)));
+    assert!(opened.iter().all(Opened::is_open), "{opened:?}");
+    drop(opened);
+    assert_refused(&bad);
+    assert_opens(&good);
+    let (status, took) = agent.stop();
+    assert_eq!(status.code(), Some(0));
+    assert!(took < Duration::from_secs(3), "{took:?}");
+}
