@@ -87,3 +87,46 @@ fn closes_that_hang_hold_nobody_else_up() {
     assert_eq!(status.code(), Some(0));
     assert!(took < Duration::from_secs(3), "{took:?}");
 }
+
+#[test]
+fn reads_that_hang_while_files_are_streamed_hold_nobody_longer_than_the_bound() {
+    require_root!();
+    let site = or_skip!(FakeSite::ext4(|_| Behaviour::usual()));
+    let hanging = or_skip!(HangingFs::mount(files(12)));
+    let (bad, good) = (site.write("bad", &infected()), site.write("good", &clean()));
+    let mut agent = site
+        .agent()
+        .arg("--stream")
+        .include(hanging.path())
+        .option(BOUND)
+        .start();
+    assert_refused(&bad);
+    let before = threads(&agent);
+    let held = hanging.hold_reads();
+    for round in 0..3 {
+        let openings: Vec<Opening> = (0..4)
+            .map(|n| Opening::start(&hanging.join(format!("hang{}", 4 * round + n))))
+            .collect();
+        if round == 0 {
+            assert!(hanging.wait_for_reads(1, LIMIT));
+        }
+        // By its verdict, or by the fail policy if all streams hang.
+        for path in [&bad, &good] {
+            let open = open_within(path, LIMIT);
+            assert!(open.took < NO_LONGER, "{}: {open:?}", path.display());
+        }
+        for opening in openings {
+            let open = opening.within(LIMIT);
+            assert!(open.is_open() && open.took < NO_LONGER, "{open:?}");
+        }
+        assert!(threads(&agent) <= before, "threads pile up");
+    }
+    assert!(agent.is_running(), "{}", agent.output());
+    // It comes back by itself when the reads do.
+    drop(held);
+    let back = wait_until(LIMIT, || open_within(&bad, LIMIT).is_refused());
+    assert!(back, "{}", agent.output());
+    assert_quick(&bad, true);
+    assert_quick(&good, false);
+    assert_quick(&hanging.join("hang0"), false);
+}

@@ -30,10 +30,13 @@ use onacc_tests::{
     cat_as,
     clamd::{ask, wait_until},
     open_within, or_skip, require_root, sys,
+    tls_proxy::free_port,
 };
 
 /// An open that takes longer has waited for the bound.
 const QUICK: Duration = Duration::from_secs(3);
+/// The same with a bound of 15 s, where clamd is to be found first.
+const WELL_BELOW: Duration = Duration::from_secs(10);
 
 /// A filesystem that is watched as a whole, with all of clamd's files on it.
 struct AllInside {
@@ -261,6 +264,51 @@ fn a_virus_event_script_may_read_the_infected_file_and_others() {
         .flat_map(|other| fs::read(other).unwrap())
         .collect();
     assert_eq!(held, [infected(), expected].concat());
+}
+
+#[test]
+fn a_virus_event_script_may_read_the_infected_file_when_it_was_streamed() {
+    require_root!();
+    or_skip!(Clamd::installed());
+    for tcp in [true, false] {
+        let scratch = or_skip!(ScratchFs::ext4(64));
+        let dir = scratch.mkdir("clamd");
+        let event = scratch.join("event.sh");
+        let port = free_port();
+        let clamd = Clamd::builder(&dir)
+            .option(&format!("VirusEvent {}", event.display()))
+            .option(&format!("TCPSocket {port}"))
+            .option("TCPAddr 127.0.0.1")
+            .start();
+        // clamd does not know the name of what is streamed; the script does.
+        let shown = scratch.path().display();
+        let text = format!("cat {shown}/bad > {shown}/kept.new\nmv {shown}/kept.new {shown}/kept");
+        script(&event, &text);
+        let builder = if tcp {
+            Agent::without_clamd()
+                .option(&format!("TCPSocket {port}"))
+                .option("TCPAddr 127.0.0.1")
+        } else {
+            Agent::builder(&clamd).arg("--stream")
+        };
+        let bad = scratch.write("bad", &infected());
+        let agent = builder
+            .prevention(true)
+            .include(scratch.path())
+            .option("OnAccessCurlTimeout 15000")
+            .start();
+        let open = open_within(&bad, LIMIT);
+        let right = open.is_refused() && open.took < WELL_BELOW;
+        assert!(right, "tcp: {tcp}: {open:?}");
+        let kept = scratch.join("kept");
+        let written = wait_until(LIMIT, || kept.exists());
+        assert!(written, "tcp: {tcp}: {}", clamd.log());
+        assert!(counter(&agent, "streamed_bytes") >= 68);
+        let said = agent.output();
+        assert_eq!(counter(&agent, "timeouts"), 0, "tcp: {tcp}: {said}");
+        drop(agent);
+        assert_eq!(fs::read(&kept).unwrap(), infected(), "tcp: {tcp}");
+    }
 }
 
 #[test]
