@@ -8,7 +8,10 @@ use std::{
 
 use nix::sys::signal::Signal;
 
-use super::super::{rules::Leave, scene::Scene};
+use super::super::{
+    rules::Leave,
+    scene::{BOUND, Scene},
+};
 
 /// While it is dead, the kernel lets everybody through; nobody may hang.
 pub fn killed(scene: &mut Scene) -> Result<(), String> {
@@ -24,7 +27,7 @@ pub fn killed(scene: &mut Scene) -> Result<(), String> {
 /// Whoever opens meanwhile waits for as long, and is then judged as ever. The
 /// watchdog counts the agent's own time and must not take this for a hang.
 pub fn stopped(scene: &mut Scene) -> Result<(), String> {
-    let long = Duration::from_millis(1500);
+    let long = BOUND + Duration::from_millis(500);
     // What waited beyond the bound is answered by the fail policy.
     scene.fault_begins(scene.by_policy().held_up(long));
     scene.agent()?.signal(Signal::SIGSTOP);
@@ -36,7 +39,7 @@ pub fn stopped(scene: &mut Scene) -> Result<(), String> {
         .as_mut()
         .is_some_and(|agent| !agent.is_running())
     {
-        return Err("the agent ended after a stop of 1.5 seconds".to_owned());
+        return Err(format!("the agent ended after a stop of {long:?}"));
     }
     Ok(())
 }
