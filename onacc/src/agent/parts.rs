@@ -85,6 +85,7 @@ pub(super) fn load_filter(
     let request = Request {
         capacity: sizes.marks,
         filesystems: sizes.filesystems,
+        records: sizes.records,
         wants: tiers::wants(settings, kind),
         excluded: sizes.room_for_uids(excluded),
     };

@@ -26,12 +26,16 @@ pub(super) struct Sizes {
     pub(super) marks: u32,
     /// Bytes of records about opens that may wait.
     pub(super) backlog: usize,
+    /// Bytes of records about changed files that may wait.
+    pub(super) records: u32,
     /// Filesystems that the programs can be told of.
     pub(super) filesystems: u32,
     /// Excluded uids that there is room for, if not by how many there are.
     uids: Option<u32>,
 }
 
+/// Bytes of records about changed files: 8,192 of them. With more, all marks go.
+const RECORDS: u32 = 256 << 10;
 /// Filesystems that the programs can be told of: the table is not given back while
 /// the agent runs, a filesystem that is gone may live on in another namespace.
 const FILESYSTEMS: u32 = 16_384;
@@ -54,6 +58,7 @@ impl Sizes {
             verdicts: usize::try_from(verdicts).unwrap_or(usize::MAX),
             marks: u32::try_from(verdicts).unwrap_or(u32::MAX),
             backlog: usize::try_from(backlog).unwrap_or(usize::MAX),
+            records: RECORDS,
             filesystems: FILESYSTEMS,
             uids: None,
         }
@@ -73,6 +78,7 @@ impl Sizes {
                 DebugSize::Backlog => {
                     self.backlog = usize::try_from(limit.most).unwrap_or(usize::MAX);
                 }
+                DebugSize::Records => self.records = limit.most,
                 DebugSize::Filesystems => self.filesystems = limit.most,
                 DebugSize::Uids => self.uids = Some(limit.most),
             }
@@ -120,13 +126,20 @@ mod tests {
 
     #[test]
     fn each_can_be_limited() {
-        let limits = ["marks=1", "backlog=2", "filesystems=3", "uids=4"];
+        let limits = [
+            "marks=1",
+            "backlog=2",
+            "filesystems=3",
+            "uids=4",
+            "records=5",
+        ];
         let limits = limits.map(|limit| limit.parse().unwrap());
         let sizes = Sizes::of(8 << 30);
         assert_eq!(sizes.room_for_uids(10), UIDS);
         assert_eq!(sizes.room_for_uids(10_000), 20_000);
         let sizes = sizes.limited(&limits);
         assert_eq!((sizes.marks, sizes.backlog, sizes.filesystems), (1, 2, 3));
+        assert_eq!(sizes.records, 5);
         assert_eq!(sizes.room_for_uids(10), 4);
     }
 

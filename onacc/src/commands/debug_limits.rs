@@ -12,6 +12,8 @@ pub enum DebugSize {
     Marks,
     /// Bytes of records about opens that wait.
     Backlog,
+    /// Bytes of records about changed files that wait, in whole pages.
+    Records,
     /// Filesystems that the eBPF programs are told of.
     Filesystems,
     /// Excluded uids, likewise.
@@ -35,9 +37,10 @@ impl FromStr for DebugLimit {
         let what = match name {
             "marks" => DebugSize::Marks,
             "backlog" => DebugSize::Backlog,
+            "records" => DebugSize::Records,
             "filesystems" => DebugSize::Filesystems,
             "uids" => DebugSize::Uids,
-            _ => return Err("not one of marks, backlog, filesystems, uids".to_owned()),
+            _ => return Err("not one of marks, backlog, records, filesystems, uids".to_owned()),
         };
         match most.parse() {
             Ok(most) if most > 0 => Ok(Self { what, most }),

@@ -286,6 +286,7 @@ fn filter_plane(settings: Option<&Settings>, wanted: u32) -> Vec<Finding> {
     let request = Request {
         capacity: 16,
         filesystems: 16,
+        records: 4096,
         wants: wanted,
         excluded: 16,
     };

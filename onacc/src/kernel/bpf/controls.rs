@@ -12,6 +12,30 @@ use onacc_common::filter::Filesystem;
 
 use super::fronted::Fronted;
 
+/// Something could not be entered.
+#[derive(Debug, thiserror::Error)]
+pub enum TableError {
+    /// There is no room.
+    #[error("the table is full")]
+    Full,
+    /// The kernel refused.
+    #[error("eBPF map: {0}")]
+    Map(#[source] MapError),
+}
+
+impl From<MapError> for TableError {
+    fn from(error: MapError) -> Self {
+        match &error {
+            MapError::SyscallError(failed)
+                if failed.io_error.raw_os_error() == Some(libc::E2BIG) =>
+            {
+                Self::Full
+            }
+            _ => Self::Map(error),
+        }
+    }
+}
+
 /// The maps behind the filter's settings; clones share them.
 #[derive(Clone)]
 pub struct Controls(Arc<Mutex<Maps>>);
@@ -45,8 +69,11 @@ impl Controls {
     /// # Errors
     /// The map is full, or the kernel refused: no file there may carry a clean
     /// mark, and opens there are not told.
-    pub fn watch(&self, dev: u32, what: Filesystem) -> Result<(), MapError> {
-        self.lock().watched.insert(dev, what.0)
+    pub fn watch(&self, dev: u32, what: Filesystem) -> Result<(), TableError> {
+        self.lock()
+            .watched
+            .insert(dev, what.0)
+            .map_err(TableError::from)
     }
 
     /// Opens by these effective uids, and by no others, are dropped from now on.
@@ -55,7 +82,7 @@ impl Controls {
     /// # Errors
     /// The map is full, or the kernel refused: uids that are not in it are not
     /// dropped in the kernel, but by the agent.
-    pub fn exclude(&self, uids: &[u32]) -> Result<(), MapError> {
+    pub fn exclude(&self, uids: &[u32]) -> Result<(), TableError> {
         let mut maps = self.lock();
         let wanted: HashSet<u32> = uids.iter().copied().collect();
         let present: HashSet<u32> = maps.excluded.keys().collect();

@@ -47,6 +47,8 @@ pub struct Request {
     pub capacity: u32,
     /// Filesystems that can be watched at a time.
     pub filesystems: u32,
+    /// Bytes of records about changed files that may wait: a power of two, of pages.
+    pub records: u32,
     /// What the settings in force need of the hooks on opens: bits of
     /// [`onacc_common::wants`].
     pub wants: u32,
@@ -270,6 +272,7 @@ impl Preparation {
         }
         objects.map_max_entries("CACHED", request.capacity);
         objects.map_max_entries("WATCHED", request.filesystems);
+        objects.map_max_entries("RECORDS", request.records);
         objects.map_max_entries("EXCLUDED", request.excluded.max(1));
         for (tier, wanted) in candidates.into_iter().zip(&wanted) {
             match attempt(&mut objects, (Some(tier), wanted), btf) {

@@ -113,6 +113,7 @@ mod tests {
             let request = Request {
                 capacity: 16,
                 filesystems: 16,
+                records: 4096,
                 wants: wanted,
                 excluded: 16,
             };

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 const MARKS_ALONE: Request = Request {
     capacity: 16,
     filesystems: 16_384,
+    records: 256 << 10,
     wants: 0,
     excluded: 0,
 };
