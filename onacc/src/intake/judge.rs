@@ -148,6 +148,7 @@ impl Subject {
             path,
             markable: self.may_mark(policy),
             stamps_tell: self.beneath.is_some() || policy.stamps_tell(&self.stat),
+            slow: self.beneath.is_none() && !policy.reads_at_once(&self.stat),
             stat: self.stat,
             beneath: self.beneath,
             arrived,

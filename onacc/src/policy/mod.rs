@@ -154,6 +154,21 @@ impl Policy {
         self.kind(stat) != FilesystemKind::Foreign
     }
 
+    /// Whether reading this file cannot mean to wait for a server, for ever maybe.
+    pub fn reads_at_once(&self, stat: &FileStat) -> bool {
+        match self.kind(stat) {
+            FilesystemKind::Ext
+            | FilesystemKind::Stamped
+            | FilesystemKind::Unstamped
+            | FilesystemKind::ReadOnly => true,
+            FilesystemKind::Overlay | FilesystemKind::Foreign => {
+                let mount = self.mounts.get(stat.mount);
+                let mount = mount.or_else(|| self.mounts.whole(stat.key.dev));
+                mount.is_some_and(|mount| !matches!(lane_of(mount, &self.mounts), LaneId::Own(_)))
+            }
+        }
+    }
+
     /// The directories that an overlay is made of, if this file is on one.
     pub fn layers(&self, stat: &FileStat) -> &[std::path::PathBuf] {
         if self.kind(stat) != FilesystemKind::Overlay {

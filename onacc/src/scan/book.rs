@@ -6,7 +6,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::Instant;
 
-use super::queue::{Class, Queue};
+use super::queue::{CLASSES, Class, Queue};
 
 /// Sessions that one job may see end before it is given up.
 pub const MAX_LOSSES: u32 = 2;
@@ -52,11 +52,25 @@ pub struct Place {
     pub opener: u64,
     /// Its scan takes long.
     pub huge: bool,
+    /// Whoever reads it may wait for its server.
+    pub slow: bool,
 }
 
 impl Place {
     fn class(self) -> Class {
-        if self.huge { Class::Huge } else { Class::Small }
+        match self {
+            Self { slow: true, .. } => Class::Slow,
+            Self { huge: true, .. } => Class::Huge,
+            _ => Class::Small,
+        }
+    }
+
+    fn prescan_class(self) -> Class {
+        if self.slow {
+            Class::SlowPrescan
+        } else {
+            Class::Prescan
+        }
     }
 }
 
@@ -108,20 +122,24 @@ pub struct Book<J> {
     /// In the order of their deadlines: each job has the same time.
     deadlines: VecDeque<(Instant, u64)>,
     /// By class.
-    under_way: [usize; 3],
+    under_way: [usize; CLASSES],
     limit: usize,
+    /// Slow ones at a time.
+    slow_limit: usize,
     next: u64,
 }
 
 impl<J> Book<J> {
-    /// An empty book; at most `limit` jobs (1 or more) are under way at a time.
-    pub fn new(limit: usize) -> Self {
+    /// An empty book; at most `limit` jobs (1 or more) are under way at a time, of them
+    /// at most `slow_limit` (1 or more) of files that may hold up whoever reads them.
+    pub fn new(limit: usize, slow_limit: usize) -> Self {
         Self {
             entries: HashMap::new(),
             queue: Queue::default(),
             deadlines: VecDeque::new(),
-            under_way: [0; 3],
+            under_way: [0; CLASSES],
             limit: limit.max(1),
+            slow_limit: slow_limit.max(1),
             next: 0,
         }
     }
@@ -136,7 +154,7 @@ impl<J> Book<J> {
 
     /// Enters a job that nobody waits for: it has no deadline and comes last.
     pub fn add_prescan(&mut self, job: J, place: Place) -> u64 {
-        self.enter(job, Class::Prescan, place, 0)
+        self.enter(job, place.prescan_class(), place, 0)
     }
 
     fn enter(&mut self, job: J, class: Class, place: Place, tries: u32) -> u64 {
@@ -178,7 +196,7 @@ impl<J> Book<J> {
             self.set_deadline(token, deadline);
         }
         let entry = self.entries.get_mut(&token)?;
-        if entry.class == Class::Prescan {
+        if entry.class.is_prescan() {
             let before = std::mem::replace(&mut entry.class, entry.urgent);
             let (class, opener) = (entry.class, entry.opener);
             if entry.state == State::Waiting {
@@ -207,7 +225,8 @@ impl<J> Book<J> {
 
     /// The job that is to be sent next, its class, and the server that failed it, if
     /// one waits and a place is free; `may_go` says for which classes a server has room.
-    /// Of the places, one is kept from prescans and one from huge files.
+    /// Of the places, one is kept from prescans, one from huge files, and those beyond
+    /// their limit from slow ones.
     pub fn next_to_send(
         &mut self,
         may_go: impl Fn(Class) -> bool,
@@ -217,10 +236,14 @@ impl<J> Book<J> {
             return None;
         }
         let most = self.limit.saturating_sub(1).max(1);
+        let under_way = |class: Class| self.under_way[class as usize];
+        let slow = under_way(Class::Slow) + under_way(Class::SlowPrescan);
         let has_place = |class| match class {
             Class::Small => true,
-            Class::Huge => self.under_way[Class::Huge as usize] < most,
+            Class::Huge => under_way(Class::Huge) < most,
+            Class::Slow => slow < self.slow_limit,
             Class::Prescan => all < most,
+            Class::SlowPrescan => all < most && slow < self.slow_limit,
         };
         let first = self.queue.first(|class| has_place(class) && may_go(class));
         let (class, token) = first?;

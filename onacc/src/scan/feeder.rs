@@ -1,8 +1,8 @@
 //! Reads files for streams where the kernel would have to wait for a disk, or for
 //! the server of a network filesystem.
 //!
-//! A thread that hangs in such a read holds up the streams of its own filesystem
-//! and, when all do, streams of cold files: those wait for their bound, no longer.
+//! Half of the threads never read what may have to wait for a server: that a thread
+//! hangs in such a read, for ever maybe, is nothing to the files of other filesystems.
 //! Must not: keep more than one chunk for each connection. Tested by `tests/`.
 
 use std::collections::VecDeque;
@@ -17,6 +17,8 @@ use crate::kernel::{SyscallError, process};
 
 /// Threads that read.
 const READERS: usize = 4;
+/// Of them, those that may read at a time what may have to wait for a server.
+pub const SLOW_READS: usize = READERS / 2;
 /// Bytes that are read at a time.
 const CHUNK: usize = 64 * 1024;
 
@@ -31,6 +33,8 @@ pub struct Request {
     pub file: OwnedFd,
     /// From where on.
     pub offset: u64,
+    /// The read may have to wait for a server.
+    pub slow: bool,
 }
 
 /// What was read.
@@ -57,7 +61,19 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Waiting {
     requests: VecDeque<Request>,
+    /// Threads that read what may have to wait for a server.
+    slow: usize,
     ended: bool,
+}
+
+impl Waiting {
+    fn take(&mut self) -> Option<Request> {
+        let may_go = |request: &Request| !request.slow || self.slow < SLOW_READS;
+        let at = self.requests.iter().position(may_go)?;
+        let request = self.requests.remove(at)?;
+        self.slow += usize::from(request.slow);
+        Some(request)
+    }
 }
 
 impl Drop for Feeders {
@@ -88,6 +104,10 @@ impl Feeders {
             process::spawn("onacc-feeder", move || {
                 while let Some(request) = next(&shared) {
                     answers.send(Work::Chunk(read(&request)));
+                    if request.slow {
+                        shared.lock().slow -= 1;
+                        shared.some.notify_one();
+                    }
                 }
             })?;
         }
@@ -107,7 +127,7 @@ fn next(shared: &Shared) -> Option<Request> {
         if waiting.ended {
             return None;
         }
-        if let Some(request) = waiting.requests.pop_front() {
+        if let Some(request) = waiting.take() {
             return Some(request);
         }
         waiting = shared

@@ -58,6 +58,8 @@ pub struct ScanJob {
     pub markable: bool,
     /// Whether each store into the file changes its stamps.
     pub stamps_tell: bool,
+    /// Whether who reads the file may have to wait for its server, for ever maybe.
+    pub slow: bool,
     /// When the reader saw the event.
     pub arrived: Instant,
     /// How urgent it is.

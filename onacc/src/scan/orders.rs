@@ -149,7 +149,7 @@ impl World {
         Self {
             without,
             ahead: None,
-            book: Book::new(2),
+            book: Book::new(2, 2),
             versions: Versions::default(),
             verdicts: VerdictCache::new(4),
             now: Instant::now(),
@@ -421,6 +421,7 @@ fn place(opener: usize) -> Place {
     Place {
         opener: opener as u64,
         huge: false,
+        slow: false,
     }
 }
 

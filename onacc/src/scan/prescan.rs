@@ -82,6 +82,7 @@ impl Prescan {
             beneath: None,
             markable: policy.may_mark(&stat),
             stamps_tell: policy.stamps_tell(&stat),
+            slow: !policy.reads_at_once(&stat),
             arrived: Instant::now(),
             urgency: Urgency::Prescan,
             joined: Vec::new(),

@@ -1,12 +1,12 @@
-//! Who is next: openers before prescans, small files before huge ones, and each
-//! opener in turn. Pure.
+//! Who is next: openers before prescans, small files before those that take long,
+//! and each opener in turn. Pure.
 //!
 //! Must not: know what a token stands for, nor look at a clock. Tested here.
 
 use std::collections::{HashMap, VecDeque};
 
-/// Small files that may go before a huge one that waits.
-const SMALL_BEFORE_HUGE: u32 = 8;
+/// Small files that may go before one that takes long and waits.
+const SMALL_BEFORE_LONG: u32 = 8;
 
 /// What a job is, as far as its place in line goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -15,16 +15,37 @@ pub enum Class {
     Small,
     /// Somebody waits, and the scan is long.
     Huge,
+    /// Somebody waits, and whoever reads the file may wait for its server, for ever.
+    Slow,
     /// Nobody waits.
     Prescan,
+    /// As `Prescan`, and as `Slow`.
+    SlowPrescan,
+}
+
+/// How many classes there are.
+pub const CLASSES: usize = 5;
+
+impl Class {
+    /// Whether nobody waits.
+    pub fn is_prescan(self) -> bool {
+        matches!(self, Self::Prescan | Self::SlowPrescan)
+    }
+
+    /// Whether a read of the file may wait for a server.
+    pub fn is_slow(self) -> bool {
+        matches!(self, Self::Slow | Self::SlowPrescan)
+    }
 }
 
 /// Tokens in line, by class and opener.
 #[derive(Debug, Default)]
 pub struct Queue {
-    lines: [Line; 3],
-    /// Small ones that went before a huge one that waits.
-    before_huge: u32,
+    lines: [Line; CLASSES],
+    /// Small ones that went before one that takes long and waits.
+    before_long: u32,
+    /// Slow ones go before others that are as urgent: they take turns.
+    slow_first: bool,
 }
 
 /// The jobs of one class: each opener has a line of its own, and they take turns.
@@ -100,10 +121,19 @@ impl Queue {
 
     /// Who is next, of the classes that may go now.
     pub fn first(&self, may_go: impl Fn(Class) -> bool) -> Option<(Class, u64)> {
-        let order = if self.before_huge >= SMALL_BEFORE_HUGE {
-            [Class::Huge, Class::Small, Class::Prescan]
+        let turns = |one, slow| {
+            if self.slow_first {
+                [slow, one]
+            } else {
+                [one, slow]
+            }
+        };
+        let [long, longer] = turns(Class::Huge, Class::Slow);
+        let [last, least] = turns(Class::Prescan, Class::SlowPrescan);
+        let order = if self.before_long >= SMALL_BEFORE_LONG {
+            [long, longer, Class::Small, last, least]
         } else {
-            [Class::Small, Class::Huge, Class::Prescan]
+            [Class::Small, long, longer, last, least]
         };
         order.into_iter().find_map(|class| {
             let token = self.lines[class as usize].first().filter(|_| may_go(class));
@@ -113,12 +143,14 @@ impl Queue {
 
     /// The first of this class goes.
     pub fn pop(&mut self, class: Class) -> Option<u64> {
+        let waits = |class: Class| self.lines[class as usize].first().is_some();
         match class {
-            Class::Small if self.lines[Class::Huge as usize].first().is_some() => {
-                self.before_huge += 1;
-            }
-            Class::Small | Class::Huge => self.before_huge = 0,
-            Class::Prescan => {}
+            Class::Small if waits(Class::Huge) || waits(Class::Slow) => self.before_long += 1,
+            Class::Small | Class::Huge | Class::Slow => self.before_long = 0,
+            Class::Prescan | Class::SlowPrescan => {}
+        }
+        if class != Class::Small {
+            self.slow_first = !class.is_slow();
         }
         self.lines[class as usize].pop()
     }
@@ -170,6 +202,25 @@ mod tests {
     }
 
     #[test]
+    fn slow_ones_and_huge_ones_take_turns_and_small_ones_do_not_starve_them() {
+        let mut queue = Queue::default();
+        for token in 0..3 {
+            queue.push_back(Class::Huge, 1, 100 + token);
+            queue.push_back(Class::Slow, 1, 200 + token);
+            queue.push_back(Class::Prescan, 0, 300 + token);
+            queue.push_back(Class::SlowPrescan, 0, 400 + token);
+        }
+        for token in 0..16 {
+            queue.push_back(Class::Small, 2, token);
+        }
+        let order = drain(&mut queue);
+        assert_eq!((order[8], order[17]), (100, 200));
+        assert_eq!(order[18..22], [101, 201, 102, 202]);
+        assert_eq!(order[22..], [300, 400, 301, 401, 302, 402]);
+        assert!(queue.is_empty());
+    }
+
+    #[test]
     fn who_comes_back_is_first_and_who_leaves_is_gone() {
         let mut queue = Queue::default();
         queue.push_back(Class::Small, 1, 1);
@@ -184,9 +235,9 @@ mod tests {
     proptest! {
         #[test]
         fn each_comes_out_once(
-            steps in proptest::collection::vec((0u8..4, 0u8..3, 0u64..4), 0..80)
+            steps in proptest::collection::vec((0u8..4, 0u8..5, 0u64..4), 0..80)
         ) {
-            let classes = [Class::Small, Class::Huge, Class::Prescan];
+            let classes = [Class::Small, Class::Huge, Class::Slow, Class::Prescan, Class::SlowPrescan];
             let mut queue = Queue::default();
             let mut inside: Vec<(u64, Class, u64)> = Vec::new();
             for (token, (what, class, opener)) in steps.into_iter().enumerate() {

@@ -22,7 +22,7 @@ use nix::poll::{PollFd, PollFlags};
 use super::aftermath::{After, Aftermath, Infected};
 use super::behind::Finder;
 use super::book::{Book, Place};
-use super::feeder::Feeders;
+use super::feeder::{Feeders, SLOW_READS};
 use super::handover::Handover;
 use super::matches::Matcher;
 use super::openers::Openers;
@@ -125,12 +125,23 @@ pub struct Service {
     busy: bool,
 }
 
+/// Scans at a time of files that may hold up whoever reads them: as many threads of
+/// clamd, or readers of ours, may hang, and the others serve everybody else.
+fn slow_scans(limits: &Limits, pool: &Pool) -> usize {
+    let half = limits.max_scans / 2;
+    if pool.streams() {
+        half.min(SLOW_READS)
+    } else {
+        half
+    }
+}
+
 impl Service {
     /// A service that has not begun.
     pub fn new(limits: Limits, pool: Pool, mut links: Links) -> Self {
         let now = Instant::now();
         Self {
-            book: Book::new(limits.max_scans),
+            book: Book::new(limits.max_scans, slow_scans(&limits, &pool)),
             versions: Versions::default(),
             streams: pool.streams(),
             pool,
@@ -272,6 +283,7 @@ impl Service {
         Place {
             opener: u64::from(process.unwrap_or(tid).unsigned_abs()),
             huge: job.stat.size >= HUGE,
+            slow: job.slow,
         }
     }
 
@@ -285,6 +297,7 @@ impl Service {
         let place = Place {
             opener: 0,
             huge: job.stat.size >= HUGE,
+            slow: job.slow,
         };
         let token = self.book.add_prescan(job, place);
         self.versions.enter(key, token);

@@ -7,6 +7,7 @@ use std::time::Duration;
 const HERE: Place = Place {
     opener: 1,
     huge: false,
+    slow: false,
 };
 
 fn done<J>(book: &mut Book<J>, token: u64) -> Option<(J, bool)> {
@@ -16,7 +17,7 @@ fn done<J>(book: &mut Book<J>, token: u64) -> Option<(J, bool)> {
 #[test]
 fn no_more_are_under_way_than_the_limit() {
     let now = Instant::now();
-    let mut book = Book::new(2);
+    let mut book = Book::new(2, 2);
     for job in 0..3 {
         book.add(job, HERE, now, 0);
     }
@@ -36,7 +37,7 @@ fn no_more_are_under_way_than_the_limit() {
 #[test]
 fn a_due_job_under_way_is_answered_once_and_keeps_its_place() {
     let now = Instant::now();
-    let mut book = Book::new(1);
+    let mut book = Book::new(1, 1);
     book.add('a', HERE, now, 0);
     book.add('b', HERE, now, 0);
     let (token, ..) = book.next_to_send(|_| true).unwrap();
@@ -53,7 +54,7 @@ fn a_due_job_under_way_is_answered_once_and_keeps_its_place() {
 fn a_lost_session_puts_the_jobs_back_in_order_and_drops_the_unwanted() {
     let now = Instant::now();
     let later = now + Duration::from_secs(9);
-    let mut book = Book::new(8);
+    let mut book = Book::new(8, 8);
     for (job, deadline) in [('a', now), ('b', later), ('c', later), ('d', later)] {
         book.add(job, HERE, deadline, 0);
     }
@@ -82,7 +83,7 @@ fn a_lost_session_puts_the_jobs_back_in_order_and_drops_the_unwanted() {
 #[test]
 fn tries_are_counted() {
     let now = Instant::now();
-    let mut book = Book::new(1);
+    let mut book = Book::new(1, 1);
     let token = book.add('a', HERE, now, 1);
     book.sent(token, 1, now);
     assert!(book.retry(token, 1, 0));
@@ -95,7 +96,7 @@ fn tries_are_counted() {
 #[test]
 fn openers_come_first_and_keep_a_place() {
     let now = Instant::now();
-    let mut book = Book::new(2);
+    let mut book = Book::new(2, 2);
     book.add_prescan('p', HERE);
     book.add_prescan('q', HERE);
     book.add('a', HERE, now, 0);
@@ -114,7 +115,7 @@ fn openers_come_first_and_keep_a_place() {
 #[test]
 fn an_opener_that_joins_a_prescan_brings_urgency_and_deadline() {
     let now = Instant::now();
-    let mut book = Book::new(2);
+    let mut book = Book::new(2, 2);
     book.add_prescan('p', HERE);
     let late = book.add_prescan('q', HERE);
     assert_eq!(book.next_due(now), None);
@@ -127,11 +128,8 @@ fn an_opener_that_joins_a_prescan_brings_urgency_and_deadline() {
 #[test]
 fn huge_files_leave_a_place_and_a_failed_server_is_remembered() {
     let now = Instant::now();
-    let mut book = Book::new(3);
-    let huge = Place {
-        opener: 1,
-        huge: true,
-    };
+    let mut book = Book::new(3, 3);
+    let huge = Place { huge: true, ..HERE };
     for job in ['h', 'i', 'j'] {
         book.add(job, huge, now, 1);
     }
@@ -163,7 +161,7 @@ fn huge_files_leave_a_place_and_a_failed_server_is_remembered() {
 #[test]
 fn who_is_gone_frees_the_place_in_line() {
     let now = Instant::now();
-    let mut book = Book::new(1);
+    let mut book = Book::new(1, 1);
     for job in 0..4 {
         book.add(job, HERE, now, 0);
     }
@@ -181,7 +179,7 @@ fn who_is_gone_frees_the_place_in_line() {
 fn who_joins_what_a_killed_opener_left_has_a_deadline_of_its_own() {
     let start = Instant::now();
     let later = |seconds| start + Duration::from_secs(seconds);
-    let mut book = Book::new(1);
+    let mut book = Book::new(1, 1);
     let token = book.add('a', HERE, later(1), 0);
     book.sent(token, 1, start);
     assert!(book.look_after((0, 9), |_| true).0.is_empty());
@@ -220,24 +218,59 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     proptest::collection::vec(step, 0..200)
 }
 
+#[test]
+fn what_may_hang_takes_no_more_than_its_places() {
+    let now = Instant::now();
+    let mut book = Book::new(4, 2);
+    let slow = Place {
+        slow: true,
+        huge: true,
+        ..HERE
+    };
+    for job in 0..3 {
+        book.add(job, slow, now, 1);
+    }
+    book.add_prescan(3, slow);
+    for wanted in [0, 1] {
+        let (token, class, ..) = book.next_to_send(|_| true).unwrap();
+        assert_eq!((token, class), (wanted, Class::Slow));
+        book.sent(token, 1, now);
+    }
+    // Their openers are answered; they stay, and so do their places.
+    assert_eq!(book.next_to_send(|_| true), None);
+    assert!(matches!(book.next_due(now), Some(Due::UnderWay(0))));
+    assert_eq!(book.next_to_send(|_| true), None);
+    let quick = book.add(4, HERE, now, 1);
+    assert_eq!(
+        book.next_to_send(|_| true).map(|(token, ..)| token),
+        Some(quick)
+    );
+    book.sent(quick, 1, now);
+    assert_eq!(done(&mut book, 0).map(|(job, _)| job), Some(0));
+    assert_eq!(
+        book.next_to_send(|_| true).map(|(token, ..)| token),
+        Some(2)
+    );
+}
+
 proptest! {
     /// Every opener gets exactly one answer (or is gone), whatever happens, and
     /// none after its deadline has been looked at.
     #[test]
     fn each_job_is_answered_exactly_once(steps in steps()) {
         let mut now = Instant::now();
-        let mut book: Book<usize> = Book::new(3);
+        let mut book: Book<usize> = Book::new(3, 2);
         let mut answers: Vec<u32> = Vec::new();
         for step in steps {
             let token = |n: u8| u64::from(n) % (answers.len() as u64 + 1);
             match step {
                 Step::Add(n) => {
-                    let place = Place { opener: u64::from(n % 3), huge: n % 2 == 0 };
+                    let place = Place { opener: u64::from(n % 3), huge: n % 2 == 0, slow: n % 5 == 0 };
                     book.add(answers.len(), place, now + Duration::from_millis(100), 1);
                     answers.push(0);
                 }
                 Step::Send(n) => {
-                    let only = [Class::Small, Class::Huge][usize::from(n % 2)];
+                    let only = [Class::Small, Class::Huge, Class::Slow][usize::from(n % 3)];
                     let next = book.next_to_send(|class| n > 99 || class == only);
                     if let Some(token) = next.map(|(token, ..)| token) {
                         book.sent(token, u64::from(n % 2), now);

@@ -288,9 +288,9 @@ impl Service {
 
     fn read_elsewhere(&mut self, pick: Pick, (line, token): (u64, u64), offset: u64) {
         self.links.counters.cold_reads.up();
-        let file = self
-            .book
-            .get(token)
+        let job = self.book.get(token);
+        let slow = job.is_some_and(|job| job.slow);
+        let file = job
             .and_then(|job| job.event.file())
             .map(|file| file.as_fd().try_clone_to_owned());
         match (&self.links.feeders, file) {
@@ -299,6 +299,7 @@ impl Service {
                 token,
                 file,
                 offset,
+                slow,
             }),
             (_, file) => {
                 let why = match file {
