@@ -128,12 +128,12 @@ impl Queue {
                 [one, slow]
             }
         };
-        let [long, longer] = turns(Class::Huge, Class::Slow);
-        let [last, least] = turns(Class::Prescan, Class::SlowPrescan);
+        let [long, next_long] = turns(Class::Huge, Class::Slow);
+        let [idle, next_idle] = turns(Class::Prescan, Class::SlowPrescan);
         let order = if self.before_long >= SMALL_BEFORE_LONG {
-            [long, longer, Class::Small, last, least]
+            [long, next_long, Class::Small, idle, next_idle]
         } else {
-            [Class::Small, long, longer, last, least]
+            [Class::Small, long, next_long, idle, next_idle]
         };
         order.into_iter().find_map(|class| {
             let token = self.lines[class as usize].first().filter(|_| may_go(class));
@@ -145,7 +145,9 @@ impl Queue {
     pub fn pop(&mut self, class: Class) -> Option<u64> {
         let waits = |class: Class| self.lines[class as usize].first().is_some();
         match class {
-            Class::Small if waits(Class::Huge) || waits(Class::Slow) => self.before_long += 1,
+            Class::Small if waits(Class::Huge) || waits(Class::Slow) => {
+                self.before_long = self.before_long.saturating_add(1);
+            }
             Class::Small | Class::Huge | Class::Slow => self.before_long = 0,
             Class::Prescan | Class::SlowPrescan => {}
         }
