@@ -18,7 +18,7 @@ use std::{
 
 use common::{
     LIMIT, NO_LONGER_YOUNG, STORE_WINDOW, STORES, Site, WRITES, Way, assert_opens, assert_refused,
-    clean, clean_pages, counters, infected, marker, open_all, refused_within,
+    clean, clean_pages, counters, infected, marker, only_error, open_all, refused_within,
 };
 use nix::mount::{MsFlags, mount};
 use onacc_tests::{Agent, clamd::wait_until, open_as, or_skip, require_root};
@@ -250,14 +250,9 @@ fn where_the_kernel_refuses_what_is_required_the_start_ends_with_2() {
     or_skip!(hide_btf());
     let exited = site.agent().arg("--bpf=require").spawn_expect_exit();
     assert_eq!(exited.status.code(), Some(2), "{}", exited.output);
-    let errors: Vec<&str> = exited
-        .output
-        .lines()
-        .filter(|line| line.starts_with("ERROR: "))
-        .collect();
-    assert_eq!(errors.len(), 1, "{}", exited.output);
+    let error = only_error(&exited);
     assert!(
-        errors[0].contains("--bpf=require was given: use --bpf=auto"),
+        error.contains("--bpf=require was given: use --bpf=auto"),
         "{}",
         exited.output
     );

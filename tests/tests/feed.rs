@@ -12,14 +12,16 @@ mod settle;
 use std::{
     ffi::OsStr,
     fs::{self, File},
-    os::unix::{ffi::OsStrExt, fs::PermissionsExt, process::CommandExt},
+    os::unix::{ffi::OsStrExt, fs::PermissionsExt},
     path::{Path, PathBuf},
     process::{Command, Stdio},
     thread,
     time::Duration,
 };
 
-use common::{FakeSite, LIMIT, NO_LONGER_YOUNG, Site, assert_opens, clean, infected};
+use common::{
+    FakeSite, LIMIT, NO_LONGER_YOUNG, Site, assert_opens, cat_and_be_gone, clean, infected,
+};
 use groups::Group;
 use onacc_tests::{
     Agent, Behaviour, Counters, ScratchFs, agent::AgentBuilder, clamd::wait_until, or_skip,
@@ -45,17 +47,6 @@ fn told(builder: AgentBuilder) -> Result<Agent, String> {
 
 fn all(agent: &Agent) -> Counters {
     agent.counters().expect("counters")
-}
-
-/// Runs `cat` as a user; it is gone when this returns.
-fn cat_and_be_gone(uid: u32, path: &Path) {
-    let status = sys::die_with_parent(&mut Command::new("cat"))
-        .arg(path)
-        .uid(uid)
-        .gid(uid)
-        .stdout(Stdio::null())
-        .status();
-    assert!(status.expect("cat runs").success(), "{}", path.display());
 }
 
 fn is_reported(agent: &Agent, path: &Path) -> bool {

@@ -7,18 +7,16 @@ mod common;
 
 use std::{
     fs::{self, File},
-    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
     thread,
 };
 
 use common::{
-    LIMIT, NO_LONGER_YOUNG, SOON, Site, assert_opens, assert_refused, clean, clean_pages, infected,
-    marker, open_until_marked, refused_within,
+    LIMIT, NO_LONGER_YOUNG, SOON, Site, assert_opens, assert_refused, cat_and_be_gone, clean,
+    clean_pages, infected, marker, open_until_marked, refused_within,
 };
 use nix::sys::signal::Signal;
-use onacc_tests::{Agent, ScratchFs, clamd::wait_until, or_skip, require_root, skip, sys};
+use onacc_tests::{Agent, ScratchFs, clamd::wait_until, or_skip, require_root, skip};
 
 /// A page holds 128 records.
 const FILES: usize = 400;
@@ -101,16 +99,6 @@ fn a_filesystem_that_finds_no_room_gets_no_marks_and_is_protected() {
     assert!(marked <= 1, "{marked} filesystems in a table for one");
 }
 
-fn cat(uid: u32, path: &Path) {
-    let status = sys::die_with_parent(&mut Command::new("cat"))
-        .arg(path)
-        .uid(uid)
-        .gid(uid)
-        .stdout(Stdio::null())
-        .status();
-    assert!(status.expect("cat runs").success(), "{}", path.display());
-}
-
 fn told(agent: &Agent) -> Result<(), String> {
     if agent.output().contains("opens are told by eBPF") {
         Ok(())
@@ -180,9 +168,9 @@ fn uids_that_find_no_room_are_excluded_all_the_same() {
     or_skip!(told(&agent));
     assert!(agent.output().contains("eBPF table of excluded uids"));
     for uid in &uids {
-        cat(*uid, &theirs);
+        cat_and_be_gone(*uid, &theirs);
     }
-    cat(20_040, &other);
+    cat_and_be_gone(20_040, &other);
     assert!(wait_until(LIMIT, || is_reported(&agent, &other)));
     assert!(!is_reported(&agent, &theirs), "{}", agent.output());
     let counts = agent.counters().unwrap();

@@ -3,17 +3,11 @@
 
 mod common;
 
-use std::{
-    fs::File,
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    thread,
-    time::Duration,
-};
+use std::{fs::File, path::PathBuf, process::Child, thread, time::Duration};
 
-use common::{FakeSite, LIMIT, counter};
+use common::{FakeSite, LIMIT, counter, start_cat};
 use onacc_tests::{
-    Behaviour, Opening, RequestInfo, child, clamd::wait_until, or_skip, require_root, sys,
+    Behaviour, Opening, RequestInfo, child, clamd::wait_until, or_skip, require_root,
 };
 
 /// No scan ends before the test says so: whoever comes meanwhile stands in line.
@@ -119,18 +113,6 @@ fn small_files_go_before_large_ones_and_large_ones_leave_a_place() {
     // Two were under way; none of the ten in line should go first.
     assert!(large_before < 6, "{order:?}");
     assert!(site.fake().peak() <= 3);
-}
-
-fn start_cat(path: &Path) -> Child {
-    let mut command = Command::new("cat");
-    command
-        .arg(path)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
-    sys::die_with_parent(&mut command)
-        .spawn()
-        .expect("cat starts")
 }
 
 #[test]

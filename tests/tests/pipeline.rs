@@ -6,8 +6,7 @@ mod common;
 
 use std::{
     fs::File,
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    path::PathBuf,
     sync::{Arc, Mutex},
     thread,
     time::{Duration, Instant},
@@ -15,12 +14,13 @@ use std::{
 
 use common::{
     FakeSite, LIMIT, NO_LONGER_YOUNG, Site, clean, counter, counters, infected, marker, open_all,
+    start_cat,
 };
 use onacc_tests::{
     Agent, Behaviour, Opened, Opening, RequestInfo, child,
     clamd::{ask, wait_until},
     client::Session,
-    open_within, or_skip, require_root, sys,
+    open_within, or_skip, require_root,
 };
 
 const DENY: &str = "OnAccessDenyOnError yes";
@@ -34,18 +34,6 @@ const SLACK: Duration = Duration::from_millis(2500);
 
 fn held(_: &RequestInfo) -> Behaviour {
     Behaviour::usual().held()
-}
-
-fn start_cat(path: &Path) -> Child {
-    let mut command = Command::new("cat");
-    command
-        .arg(path)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
-    sys::die_with_parent(&mut command)
-        .spawn()
-        .expect("cat starts")
 }
 
 #[track_caller]

@@ -9,7 +9,8 @@ mod common;
 use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf, process::Command, thread};
 
 use common::{
-    NO_LONGER_YOUNG, SOON, Site, assert_opens, assert_refused, clean, infected, refused_within,
+    NO_LONGER_YOUNG, SOON, Site, assert_opens, assert_refused, clean, infected, only_error,
+    refused_within,
 };
 use onacc_tests::{or_skip, require_root, skip};
 
@@ -101,12 +102,7 @@ fn without_sys_admin_it_ends_and_says_so() {
     let wrapper = or_skip!(onacc_without("sys_admin", &dir));
     let exited = site.agent().binary(&wrapper).spawn_expect_exit();
     assert_eq!(exited.status.code(), Some(2), "{}", exited.output);
-    let errors: Vec<&str> = exited
-        .output
-        .lines()
-        .filter(|line| line.starts_with("ERROR: "))
-        .collect();
-    assert_eq!(errors.len(), 1, "{}", exited.output);
-    assert!(errors[0].contains("CAP_SYS_ADMIN"), "{}", errors[0]);
+    let error = only_error(&exited);
+    assert!(error.contains("CAP_SYS_ADMIN"), "{}", error);
     assert_opens(&bad);
 }

@@ -162,8 +162,7 @@ impl Policy {
             | FilesystemKind::Unstamped
             | FilesystemKind::ReadOnly => true,
             FilesystemKind::Overlay | FilesystemKind::Foreign => {
-                let mount = self.mounts.get(stat.mount);
-                let mount = mount.or_else(|| self.mounts.whole(stat.key.dev));
+                let mount = self.mount_of(stat);
                 mount.is_some_and(|mount| !matches!(lane_of(mount, &self.mounts), LaneId::Own(_)))
             }
         }
@@ -174,9 +173,14 @@ impl Policy {
         if self.kind(stat) != FilesystemKind::Overlay {
             return &[];
         }
+        self.mount_of(stat).map_or(&[], |mount| &mount.layers)
+    }
+
+    /// The mount that shows a file, or, where that is none of ours, one of ours that
+    /// shows its whole filesystem.
+    fn mount_of(&self, stat: &FileStat) -> Option<&Mount> {
         let mount = self.mounts.get(stat.mount);
-        let mount = mount.or_else(|| self.mounts.whole(stat.key.dev));
-        mount.map_or(&[], |mount| &mount.layers)
+        mount.or_else(|| self.mounts.whole(stat.key.dev))
     }
 
     /// By where the file is. `path` is what the kernel calls the opened file,

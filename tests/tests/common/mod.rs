@@ -11,13 +11,14 @@ use std::{
     io::Write,
     os::unix::{fs::FileExt, process::CommandExt as _},
     path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
 
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use onacc_tests::{
-    Agent, Clamd, Counters, FakeClamd, Opened, Opening, ScratchFs, SharedMapping,
+    Agent, Clamd, Counters, Exited, FakeClamd, Opened, Opening, ScratchFs, SharedMapping,
     agent::AgentBuilder,
     eicar,
     fake_clamd::{Behaviour, RequestInfo},
@@ -496,13 +497,13 @@ pub fn clean_pages(n: usize) -> Vec<u8> {
 }
 
 /// Opens a file as a user, in a process that lives on until it is told to end.
-pub fn open_and_live_on(uid: u32, path: &Path) -> std::process::Child {
-    let mut command = std::process::Command::new("sh");
+pub fn open_and_live_on(uid: u32, path: &Path) -> Child {
+    let mut command = Command::new("sh");
     command
         .args(["-c", "exec 3< \"$1\" && echo opened && read line", "sh"])
         .arg(path)
-        .stdin(std::process::Stdio::piped())
-        .stdout(std::process::Stdio::piped())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
         .uid(uid)
         .gid(uid);
     let mut child = sys::die_with_parent(&mut command)
@@ -512,4 +513,38 @@ pub fn open_and_live_on(uid: u32, path: &Path) -> std::process::Child {
     let out = child.stdout.as_mut().expect("it is a pipe");
     std::io::Read::read_exact(out, &mut byte).expect("reading");
     child
+}
+
+/// Starts `cat` on a file, its output thrown away.
+pub fn start_cat(path: &Path) -> Child {
+    let mut command = Command::new("cat");
+    command
+        .arg(path)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    sys::die_with_parent(&mut command)
+        .spawn()
+        .expect("cat starts")
+}
+
+/// Runs `cat` as a user; it is gone when this returns.
+#[track_caller]
+pub fn cat_and_be_gone(uid: u32, path: &Path) {
+    let status = sys::die_with_parent(&mut Command::new("cat"))
+        .arg(path)
+        .uid(uid)
+        .gid(uid)
+        .stdout(Stdio::null())
+        .status();
+    assert!(status.expect("cat runs").success(), "{}", path.display());
+}
+
+/// The one line `ERROR: …` that an agent ended with.
+#[track_caller]
+pub fn only_error(exited: &Exited) -> &str {
+    let errors = exited.output.lines();
+    let errors: Vec<&str> = errors.filter(|line| line.starts_with("ERROR: ")).collect();
+    assert_eq!(errors.len(), 1, "{}", exited.output);
+    errors[0]
 }
