@@ -61,6 +61,8 @@ use crate::scan::{
 /// Files that eBPF has told of, in flight at a time. The rest waits as records: what is
 /// in flight must be scanned before its time runs out.
 const MOST_TOLD: usize = 512;
+/// Events that are read beyond the budget at a time, to be let go.
+const MOST_SHED: usize = 128;
 /// Files that are scanned ahead at a time, or wait for it.
 const MOST_PRESCANS: usize = 64;
 /// Open files from which on there is room for two agents while one takes the
@@ -361,6 +363,8 @@ impl Agent {
             counters: Arc::clone(&counters),
             on_failure,
             tell_large: settings.log.verbose,
+            overload: (!settings.prevention)
+                .then(|| (sizes.queue(), FdBudget::new((in_flight / 8).min(MOST_SHED)))),
         };
         let arrivals = start_arrivals((&settings, kind), &prescans, (&counters, &policy));
         let feed = match feed {

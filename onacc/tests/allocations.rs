@@ -113,6 +113,7 @@ impl Site {
             counters: Arc::new(Counters::default()),
             on_failure: Answer::Allow,
             tell_large: false,
+            overload: None,
         };
         let own = ReaderOwn {
             group: Arc::clone(&group),

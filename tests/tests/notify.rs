@@ -5,13 +5,14 @@
 
 mod common;
 
-use std::{thread, time::Duration};
+use std::{fs::File, path::PathBuf, thread, time::Duration};
 
 use common::{
     FakeSite, LIMIT, Site, assert_opens, clean, counters, infected, open_all, open_and_live_on,
 };
 use onacc_tests::{
-    Agent, Behaviour, clamd::EICAR_NAME, clamd::wait_until, open_as, or_skip, require_root,
+    Agent, Behaviour, ScratchFs, clamd::EICAR_NAME, clamd::wait_until, open_as, or_skip,
+    require_root,
 };
 
 /// An agent that reports only.
@@ -134,4 +135,82 @@ fn repeat_opens_of_a_clean_file_are_no_events() {
     std::fs::write(&path, infected()).unwrap();
     assert_opens(&path);
     agent.wait_for(" FOUND", LIMIT).unwrap();
+}
+
+/// Files in directories, more than the usual queue of a group holds (16,384 events).
+fn many_files(site: &Site) -> Vec<PathBuf> {
+    let one = |n: usize| {
+        if n.is_multiple_of(1000) {
+            site.scratch().mkdir(format!("in/dir{}", n / 1000));
+        }
+        let content = if n % 1000 == 999 { infected() } else { clean() };
+        site.write(format!("dir{}/file{n}", n / 1000), &content)
+    };
+    (0..20_000).map(one).collect()
+}
+
+/// While clamd does nothing, so that they wait in the kernel.
+fn open_while_clamd_is_stopped(site: &Site, paths: &[PathBuf]) {
+    site.clamd().stop();
+    thread::scope(|scope| {
+        for part in paths.chunks(paths.len() / 8) {
+            scope.spawn(move || {
+                for path in part {
+                    drop(File::open(path).expect("nobody waits"));
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn twenty_thousand_opens_that_fanotify_tells_of_are_all_scanned() {
+    require_root!();
+    let site = or_skip!(ScratchFs::ext4(512).and_then(Site::on));
+    let paths = many_files(&site);
+    let agent = reporting(&site)
+        .arg("--coverage=directory")
+        .open_files(512)
+        .option("OnAccessCurlTimeout 60000")
+        .start();
+    open_while_clamd_is_stopped(&site, &paths);
+    site.clamd().cont();
+    let done = wait_until(4 * LIMIT, || {
+        let counts = counters(&agent);
+        counts["clean"] + counts["infected"] >= paths.len() as u64
+    });
+    let counts = counters(&agent);
+    assert!(done, "{counts:?}");
+    assert_eq!(counts["queue_overflows"] + counts["told_lost"], 0);
+    let reported = || agent.output().matches(" FOUND\n").count() >= paths.len() / 1000;
+    assert!(wait_until(LIMIT, reported), "{counts:?}");
+}
+
+#[test]
+fn opens_beyond_what_may_wait_are_let_go_counted_and_said() {
+    require_root!();
+    let site = or_skip!(ScratchFs::ext4(512).and_then(Site::on));
+    let paths = many_files(&site);
+    let agent = reporting(&site)
+        .arg("--coverage=directory")
+        .arg("--debug-limits=backlog=256000")
+        .open_files(512)
+        .option("OnAccessCurlTimeout 60000")
+        .start();
+    open_while_clamd_is_stopped(&site, &paths);
+    // A thousand may wait, and so many are in flight.
+    let let_go = wait_until(LIMIT, || counters(&agent)["told_lost"] >= 18_000);
+    assert!(let_go, "{:?}", counters(&agent));
+    agent.wait_for("opens were not looked at", LIMIT).unwrap();
+    site.clamd().cont();
+    let all = wait_until(LIMIT, || {
+        let counts = counters(&agent);
+        counts["clean"] + counts["infected"] + counts["told_lost"] >= paths.len() as u64
+    });
+    assert!(all, "{:?}", counters(&agent));
+    let late = site.write("late", &infected());
+    assert_opens(&late);
+    agent
+        .wait_for(&format!("{}: ", late.display()), LIMIT)
+        .unwrap();
 }

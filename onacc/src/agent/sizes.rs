@@ -34,6 +34,8 @@ pub(super) struct Sizes {
     uids: Option<u32>,
 }
 
+/// What an event in the kernel's queue costs, about, with the file that it holds.
+const EVENT_BYTES: usize = 256;
 /// Bytes of records about changed files: 8,192 of them. With more, all marks go.
 const RECORDS: u32 = 256 << 10;
 /// Filesystems that the programs can be told of: the table is not given back while
@@ -68,6 +70,11 @@ impl Sizes {
     pub(super) fn room_for_uids(&self, uids: usize) -> u32 {
         let usual = u32::try_from(uids * 2).unwrap_or(u32::MAX).max(UIDS);
         self.uids.unwrap_or(usual)
+    }
+
+    /// Events that may wait in the kernel's queue where nobody waits for an answer.
+    pub(super) fn queue(&self) -> usize {
+        self.backlog / EVENT_BYTES
     }
 
     /// With what `--debug-limits` says: tests cannot mount 16,384 filesystems.

@@ -14,7 +14,6 @@ use std::os::fd::AsFd as _;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use nix::poll::PollFlags;
 use onacc_common::opens::Access;
@@ -23,6 +22,7 @@ use super::backlog::{Backlog, Chunk};
 use super::drain::Drain;
 use super::find::Told;
 use super::looker::{Event, FeedLinks, Looker};
+use super::lost::Lost;
 use crate::kernel::bpf::{Missed, OpenFeed, SignatureNames};
 use crate::kernel::mounts::join;
 use crate::kernel::wake::{Mailbox, sleep};
@@ -32,8 +32,6 @@ use crate::respond::report;
 
 /// What a record that waits for the second thread takes of memory, about.
 const SLOW_BYTES: usize = 512;
-/// Between two lines about opens that nobody looked at.
-const LOST_LINES: Duration = Duration::from_secs(10);
 /// Looks between two looks at the messages.
 const BATCH: usize = 256;
 /// Chunks that have waited, from which on their memory is given back.
@@ -66,8 +64,7 @@ pub struct Feed {
     missed: Vec<Missed>,
     /// So many chunks have waited at a time since memory was given back.
     most_chunks: usize,
-    lost: u64,
-    next_lost_line: Instant,
+    lost: Lost,
     stopped: bool,
 }
 
@@ -109,8 +106,7 @@ impl Feed {
             chunks: VecDeque::new(),
             missed: Vec::new(),
             most_chunks: 0,
-            lost: 0,
-            next_lost_line: Instant::now(),
+            lost: Lost::default(),
             stopped: false,
         };
         let drain = Drain::new(source, backlog, messages);
@@ -127,7 +123,7 @@ impl Feed {
             }
             let looked = self.look_at_some();
             let caught_up = self.catch_up_with_some();
-            self.say_lost();
+            self.lost.say();
             if !looked && !caught_up {
                 self.give_back_memory();
                 self.rest();
@@ -219,20 +215,9 @@ impl Feed {
         some > 0
     }
 
-    fn say_lost(&mut self) {
-        let now = Instant::now();
-        if self.lost > 0 && now >= self.next_lost_line {
-            tracing::warn!(
-                "onacc: {} opens were not looked at: more files were opened at a time than there is room for",
-                std::mem::take(&mut self.lost)
-            );
-            self.next_lost_line = now + LOST_LINES;
-        }
-    }
-
     fn lose(&mut self, opens: u64) {
         self.looker.links.counters.told_lost.add(opens);
-        self.lost += opens;
+        self.lost.add(opens);
     }
 
     fn give_back_memory(&mut self) {
@@ -246,8 +231,7 @@ impl Feed {
             return;
         }
         let wake = self.messages.waker();
-        let until = (self.lost > 0).then_some(self.next_lost_line);
-        let slept = sleep([(wake.as_fd(), PollFlags::POLLIN)], until);
+        let slept = sleep([(wake.as_fd(), PollFlags::POLLIN)], self.lost.when());
         self.messages
             .end_sleep(slept.is_ok_and(|[notified]| notified));
     }
@@ -265,7 +249,7 @@ impl Feed {
         for chunk in self.chunks {
             waiting += chunk.count();
         }
-        let left = self.lost + u64::try_from(waiting).unwrap_or(u64::MAX);
+        let left = self.lost.count() + u64::try_from(waiting).unwrap_or(u64::MAX);
         if left > 0 {
             tracing::warn!("onacc: stopping before {left} opens were looked at");
         }

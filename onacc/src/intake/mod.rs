@@ -13,6 +13,7 @@ mod find;
 mod judge;
 mod lanes;
 mod looker;
+mod lost;
 mod place;
 mod processes;
 mod reader;

@@ -14,6 +14,7 @@ use nix::poll::PollFlags;
 
 use super::arrears::Arrears;
 use super::judge::{Judge, Judged, Subject, directory_of};
+use super::lost::Lost;
 use super::place::Placer;
 use super::processes;
 use crate::coverage::keeper::{CleanFile, KeeperMessage};
@@ -31,6 +32,10 @@ use crate::observe::heartbeat::Heartbeat;
 use crate::policy::{Policy, Unscanned, Verdict, VerdictCache, lock};
 use crate::scan::{Handover, PrescanMessage, ScannerIdentity, Strangers, Work, Written};
 
+/// Reads beyond the budget between two looks at what the reader is told.
+const SHEDS: usize = 64;
+/// How often to look at the queue while nothing can be read of it.
+const QUEUE_LOOKS: Duration = Duration::from_millis(50);
 /// Directories that the keeper is asked about within a second.
 const MAX_ASKED: usize = 4096;
 
@@ -68,6 +73,9 @@ pub struct ReaderLinks {
     pub on_failure: Answer,
     /// Whether files that are too large are to be told.
     pub tell_large: bool,
+    /// Where nobody waits: events that may wait in the kernel, and fds for what is
+    /// let go beyond that.
+    pub overload: Option<(usize, Arc<FdBudget>)>,
 }
 
 /// What belongs to one reader alone.
@@ -97,6 +105,9 @@ pub struct Reader {
     asked: HashSet<u64>,
     asked_since: Instant,
     hasher: RandomState,
+    /// What would have to be scanned is let go.
+    sheds: bool,
+    lost: Lost,
 }
 
 impl Reader {
@@ -113,6 +124,8 @@ impl Reader {
             asked: HashSet::new(),
             asked_since: Instant::now(),
             hasher: RandomState::new(),
+            sheds: false,
+            lost: Lost::default(),
         }
     }
 
@@ -146,7 +159,33 @@ impl Reader {
         let group = Arc::clone(&self.own.group);
         let budget = Arc::clone(&self.links.budget);
         let source = (&budget, self.links.on_failure);
-        group.read(buffer, source, |event| self.handle(event))
+        match group.read(buffer, source, |event| self.handle(event))? {
+            Taken::NoPlace => self.shed(buffer),
+            taken => Ok(taken),
+        }
+    }
+
+    /// Nobody waits, so that opens can come for ever without a place for them: beyond
+    /// some number those are let go that would have to be scanned.
+    fn shed(&mut self, buffer: &mut ReadBuffer) -> Result<Taken, ReadError> {
+        let mut taken = Taken::NoPlace;
+        let Some((most, spare)) = self.links.overload.clone() else {
+            return Ok(taken);
+        };
+        let group = Arc::clone(&self.own.group);
+        let source = (&spare, self.links.on_failure);
+        self.sheds = true;
+        for _ in 0..SHEDS {
+            if group.queued() <= most {
+                break;
+            }
+            match group.read(buffer, source, |event| self.handle(event))? {
+                Taken::NoPlace => break,
+                more => taken = more,
+            }
+        }
+        self.sheds = false;
+        Ok(taken)
     }
 
     fn handle(&mut self, mut event: PendingEvent) {
@@ -168,6 +207,12 @@ impl Reader {
                 event.answer(Answer::Allow);
                 self.links.counters.known_clean.up();
                 self.renew_mark(event, &subject);
+            }
+            Ok(Judged::Known(_, Verdict::Infected(_)) | Judged::Scan(_))
+                if self.sheds && !written =>
+            {
+                self.links.counters.told_lost.up();
+                self.lost.add(1);
             }
             Ok(Judged::Known(subject, Verdict::Infected(signature))) => {
                 self.links.counters.known_infected.up();
@@ -320,6 +365,7 @@ impl Reader {
     }
 
     fn rest(&mut self, taken: Taken) {
+        self.lost.say();
         if taken == Taken::All {
             // The queue was empty then: nobody has waited unseen.
             self.arrears.caught_up();
@@ -340,10 +386,13 @@ impl Reader {
         let waker = self.own.control.waker();
         let wake = (waker.as_fd(), PollFlags::POLLIN);
         let slept = if full {
-            sleep([wake], None).map(|[notified]| notified)
+            // Where nobody waits, the queue may have to be shortened.
+            let looks = self.links.overload.is_some();
+            let until = looks.then(|| Instant::now() + QUEUE_LOOKS);
+            sleep([wake], until).map(|[notified]| notified)
         } else {
-            sleep([wake, (self.own.group.as_fd(), PollFlags::POLLIN)], None)
-                .map(|[notified, _]| notified)
+            let events = (self.own.group.as_fd(), PollFlags::POLLIN);
+            sleep([wake, events], self.lost.when()).map(|[notified, _]| notified)
         };
         // A failed poll(2) (no memory) is tried again at once: openers wait.
         self.own.control.end_sleep(slept.unwrap_or(true));

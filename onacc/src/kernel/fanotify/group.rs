@@ -143,10 +143,13 @@ impl Group {
         closer: Option<Closer>,
     ) -> Result<Arc<Self>, InitError> {
         let class = match kind {
-            GroupKind::Permission => libc::FAN_CLASS_CONTENT | libc::FAN_UNLIMITED_QUEUE,
+            GroupKind::Permission => libc::FAN_CLASS_CONTENT,
             GroupKind::Notification => libc::FAN_CLASS_NOTIF,
         };
+        // The usual queue holds 16,384 events, less than a burst of opens has, and
+        // loses the rest. Whoever reads sees to it that it does not grow for ever.
         let flags = class
+            | libc::FAN_UNLIMITED_QUEUE
             | libc::FAN_CLOEXEC
             | libc::FAN_NONBLOCK
             | libc::FAN_UNLIMITED_MARKS
