@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use self::clamds::{build_pool, fds_of_servers, say_pipeline};
 use self::parts::{
-    excluded_uids, fd_budget, first_policy, limits, load_filter, programs, say_counters,
+    Duties, excluded_uids, fd_budget, first_policy, limits, load_filter, programs, say_counters,
     spawn_watchdog, start_arrivals, stay_in_memory, wanted,
 };
 use self::reload::House;
@@ -385,14 +385,20 @@ impl Agent {
             }
         };
         let [_, of_service, of_keeper] = beats.clone();
+        let duties = Duties {
+            group: Arc::downgrade(&group),
+            budget: Arc::clone(&links.budget),
+            jobs: handover.clone(),
+            keeper: keeper_messages.clone(),
+        };
         let threads = Threads {
             keeper: process::spawn("onacc-keeper", move || {
                 keeper.run();
-                of_keeper.rest();
+                of_keeper.end();
             })?,
             service: process::spawn("onacc-scan", move || {
                 service.run(&handover);
-                of_service.rest();
+                of_service.end();
             })?,
             quarantine: quarantine_thread.zip(quarantine_line),
             stop,
@@ -404,7 +410,7 @@ impl Agent {
         let first = (Arc::clone(&policy), beats[0].clone());
         let lanes = Lanes::start(Arc::clone(&group), links, first, ended)?;
         let unwatched = Arc::clone(&threads.unwatched);
-        spawn_watchdog(beats.to_vec(), unwatched, Arc::clone(&house.manager))?;
+        spawn_watchdog(beats, duties, unwatched, Arc::clone(&house.manager))?;
         let mut agent = Self {
             kind,
             coverage: match kind {

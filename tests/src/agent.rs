@@ -205,6 +205,13 @@ impl Agent {
         (status, took)
     }
 
+    /// Waits for it to end by itself; `None` if it goes on.
+    pub fn wait_for_end(&mut self, limit: Duration) -> Option<ExitStatus> {
+        let status = child::wait_within(&mut self.child, limit)?;
+        self.output.wait_for_end(Duration::from_secs(2));
+        Some(status)
+    }
+
     /// Kills it by SIGKILL and reaps it.
     pub fn kill(&mut self) {
         child::kill(&mut self.child);

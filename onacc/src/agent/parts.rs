@@ -4,8 +4,8 @@
 //! `agent.rs` puts them together. Must not: keep any of them.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use super::AgentError;
@@ -13,6 +13,7 @@ use super::sizes::Sizes;
 use crate::config::settings::Triggers;
 use crate::config::{Settings, names};
 use crate::coverage::directories::Reach;
+use crate::coverage::keeper::KeeperMessage;
 use crate::coverage::kind::Kind;
 use crate::coverage::paths::{RealPaths, Tell};
 use crate::coverage::tiers;
@@ -20,17 +21,18 @@ use crate::intake::Arrivals;
 use crate::kernel::bpf::{
     BpfError, Controls, FilterCounters, FilterPlane, OpenFeed, Preparation, Request, Tags,
 };
-use crate::kernel::fanotify::{Answer, Opens, Wanted};
+use crate::kernel::fanotify::{Answer, FdBudget, Group, Opens, Wanted};
 use crate::kernel::file::ProgramId;
 use crate::kernel::mounts::MountTable;
+use crate::kernel::procfs::Proc;
 use crate::kernel::wake::Mailbox;
 use crate::kernel::{SyscallError, memory, process};
 use crate::observe::counters::Counters;
-use crate::observe::heartbeat::{self, Heartbeat, Watchdog};
+use crate::observe::heartbeat::{self, Disk, Heartbeat, Watchdog, Watched};
 use crate::observe::manager::Manager;
 use crate::observe::printable;
 use crate::policy::{Policy, Rules, TooManyPatterns};
-use crate::scan::{Limits, PrescanMessage};
+use crate::scan::{Handover, Limits, PrescanMessage};
 
 /// Event fds in flight at most, whatever `RLIMIT_NOFILE` allows: the kernel
 /// walks them in line for each answer (facts/kernel.md, fanotify 7).
@@ -207,25 +209,66 @@ pub(super) fn stay_in_memory() {
     }
 }
 
+/// What waits for the threads that the watchdog looks after.
+pub(super) struct Duties {
+    /// Where events come from: open as long as others hold it.
+    pub(super) group: Weak<Group>,
+    /// Without a free place the reader leaves events where they are.
+    pub(super) budget: Arc<FdBudget>,
+    /// The service's.
+    pub(super) jobs: Handover,
+    /// The keeper's.
+    pub(super) keeper: Mailbox<KeeperMessage>,
+}
+
+impl Duties {
+    /// What is watched, of the heartbeats of reader, service and keeper.
+    fn watched(self, beats: [Heartbeat; 3]) -> Vec<Watched> {
+        let [of_reader, of_service, of_keeper] = beats;
+        let (group, budget, jobs, keeper) = (self.group, self.budget, self.jobs, self.keeper);
+        let events_wait =
+            move || budget.room() > 0 && group.upgrade().is_some_and(|group| group.queued() > 0);
+        vec![
+            Watched {
+                heartbeat: of_reader,
+                work_waits: Box::new(events_wait),
+                disk: Disk::Counts,
+            },
+            Watched {
+                heartbeat: of_service,
+                work_waits: Box::new(move || jobs.is_overdue()),
+                disk: Disk::Counts,
+            },
+            Watched {
+                heartbeat: of_keeper,
+                work_waits: Box::new(move || !keeper.is_empty()),
+                disk: Disk::IsWaitedFor,
+            },
+        ]
+    }
+}
+
 pub(super) fn spawn_watchdog(
-    beats: Vec<Heartbeat>,
+    beats: [Heartbeat; 3],
+    duties: Duties,
     unwatched: Arc<AtomicBool>,
     manager: Arc<Manager>,
 ) -> Result<(), SyscallError> {
-    let mut dog = Watchdog::new(beats);
+    let mut dog = Watchdog::new(duties.watched(beats));
+    let proc = Proc::open()?;
     // A third: one sign of life may be lost.
     let every = manager.watchdog().map(|timeout| timeout / 3);
     let mut told_at = Instant::now();
     // Never joined: it ends with the process, or soon after the agent.
     process::spawn("onacc-watchdog", move || {
+        let mut looked_at = Instant::now();
         while !unwatched.load(Ordering::Acquire) {
             std::thread::sleep(heartbeat::TICK);
-            if let Some(name) = dog.tick() {
-                process::die(&format!(
-                    "the {name} thread is stuck; ending, so that the kernel lets all openers go"
-                ));
-            }
             let now = Instant::now();
+            let elapsed = now.duration_since(std::mem::replace(&mut looked_at, now));
+            if let Some(stuck) = dog.tick(elapsed, |thread| proc.thread_times(thread)) {
+                process::die(&stuck.to_string());
+            }
             if every.is_some_and(|every| now >= told_at + every) && dog.sees_all_move() {
                 manager.alive();
                 told_at = now;

@@ -122,12 +122,14 @@ impl Keeper {
     /// Runs until told to stop.
     pub fn run(mut self) {
         let mut messages = Vec::new();
+        self.heartbeat.begin();
         loop {
             self.heartbeat.beat();
             self.marks.take_records();
             self.take_moves();
             self.messages.drain(&mut messages);
             for message in messages.drain(..) {
+                self.heartbeat.beat();
                 match message {
                     KeeperMessage::Clean(clean) => {
                         self.placing = true;

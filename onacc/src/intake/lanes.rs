@@ -121,7 +121,7 @@ impl Lanes {
                 let _first_one_counts = ended.reason.set(error.to_string());
                 ended.wake.notify();
             }
-            at_rest.rest();
+            at_rest.end();
         })?;
         self.all.push(Lane {
             id,

@@ -137,6 +137,7 @@ impl Reader {
     pub fn run(mut self) -> Result<(), ReadError> {
         let mut buffer = ReadBuffer::new();
         let mut told = Vec::new();
+        self.own.heartbeat.begin();
         loop {
             self.own.heartbeat.beat();
             self.own.control.drain(&mut told);
@@ -189,6 +190,8 @@ impl Reader {
     }
 
     fn handle(&mut self, mut event: PendingEvent) {
+        // The last read may have brought many.
+        self.own.heartbeat.beat();
         self.links.counters.events.up();
         let group = &self.own.group;
         self.arrived = self.arrears.arrival(Instant::now(), || group.queued());

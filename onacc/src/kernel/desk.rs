@@ -49,6 +49,11 @@ impl<T, W> Desk<T, W> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Asks something of the state, if nobody is at the desk.
+    pub fn look<A>(&self, ask: impl FnOnce(&T) -> A) -> Option<A> {
+        self.state.try_lock().ok()?.as_ref().map(ask)
+    }
+
     /// What the owner has not taken in yet, and what wakes it.
     pub fn mailbox(&self) -> &Mailbox<W> {
         &self.mailbox

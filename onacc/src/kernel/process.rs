@@ -2,12 +2,16 @@
 //!
 //! Must not: be used by code that decides. Tested by `tests/`.
 
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::os::fd::AsFd as _;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::thread::JoinHandle;
 
+use nix::poll::PollFlags;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::SyscallError;
+use super::wake::sleep;
 
 /// Threads that an agent can have; there are about eight, and one for each
 /// filesystem whose opens can block.
@@ -19,12 +23,17 @@ static OWN_THREADS: [AtomicI32; MAX_THREADS] = [const { AtomicI32::new(0) }; MAX
 /// A place in the list whose thread has ended; 0 is one that was never used.
 const ENDED: i32 = -1;
 
+/// The calling thread.
+pub fn thread_id() -> i32 {
+    nix::unistd::gettid().as_raw()
+}
+
 /// Enters the calling thread into the list of own threads.
 ///
 /// # Panics
 /// If there are more than 128.
 pub fn register_thread() {
-    let tid = nix::unistd::gettid().as_raw();
+    let tid = thread_id();
     let take = |slot: &AtomicI32, free| {
         slot.compare_exchange(free, tid, Ordering::AcqRel, Ordering::Relaxed)
             .is_ok()
@@ -38,7 +47,7 @@ pub fn register_thread() {
 /// Takes the calling thread out of the list before it ends: the kernel gives its
 /// number to others.
 fn forget_thread() {
-    let tid = nix::unistd::gettid().as_raw();
+    let tid = thread_id();
     for slot in &OWN_THREADS {
         let _others_stay = slot.compare_exchange(tid, ENDED, Ordering::AcqRel, Ordering::Relaxed);
     }
@@ -84,21 +93,62 @@ pub fn wait_for(thread: &JoinHandle<()>, until: std::time::Instant) {
     }
 }
 
+/// Set by whoever ends the process first; the others leave it to that one.
+static ENDING: AtomicBool = AtomicBool::new(false);
+/// Writes a line to the log, and says whether it is there.
+static LAST_WORDS: OnceLock<fn(&str) -> bool> = OnceLock::new();
+
+/// From now on [`die`] says why in the log too. `write` waits for a bounded time.
+pub fn set_last_words(write: fn(&str) -> bool) {
+    // A second logger in one process (tests) writes to the same place.
+    let _already_set = LAST_WORDS.set(write);
+}
+
 /// Ends the process at once. The groups are closed, which lets all openers go;
 /// nothing is dumped, flushed or unwound.
 pub fn stop_now() -> ! {
+    let_all_go();
+    exit()
+}
+
+/// Lets all openers go, says why in the log, or on stderr if that does not take it,
+/// and ends the process: within two seconds, whoever reads them.
+pub fn die(reason: &str) -> ! {
+    // First: the log or stderr may be read by one who waits for an answer.
+    let_all_go();
+    let line = format!("onacc: {reason}");
+    let written = LAST_WORDS.get().is_some_and(|write| write(&line));
+    if !written {
+        say_on_stderr(format!("ERROR: {line}\n").as_bytes());
+    }
+    exit()
+}
+
+/// Lets all openers go; does not return if another thread does already, which then
+/// ends the process.
+fn let_all_go() {
+    if ENDING.swap(true, Ordering::SeqCst) {
+        loop {
+            std::thread::park();
+        }
+    }
     super::fanotify::close_all();
+}
+
+/// Only if stderr takes it at once: a pipe has room for a short line if it has any.
+fn say_on_stderr(line: &[u8]) {
+    let stderr = std::io::stderr();
+    let wanted = [(stderr.as_fd(), PollFlags::POLLOUT)];
+    if let Ok([true]) = sleep(wanted, Some(std::time::Instant::now())) {
+        // It may be gone; the end must come all the same.
+        let _gone = nix::unistd::write(&stderr, line);
+    }
+}
+
+fn exit() -> ! {
     // SAFETY: _exit takes an integer and does not return; no destructor of ours
     // must run, that is the purpose.
     unsafe { libc::_exit(2) }
-}
-
-/// Says why on stderr and ends the process at once.
-pub fn die(reason: &str) -> ! {
-    use std::io::Write as _;
-    // stderr may be gone; the exit must happen all the same.
-    let _ = std::io::stderr().write_all(format!("ERROR: onacc: {reason}\n").as_bytes());
-    stop_now()
 }
 
 /// Raises the limit of open files as far as allowed and returns it.

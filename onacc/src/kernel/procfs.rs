@@ -8,6 +8,7 @@ use std::ffi::CStr;
 use std::io::{Read as _, Write as _};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
@@ -85,6 +86,28 @@ pub struct ThreadStat {
     pub started: u64,
     /// Whether it has ended and is only kept for its parent to see.
     pub ended: bool,
+}
+
+/// What a thread was doing when it was looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RunState {
+    /// It runs, or waits for a processor.
+    Runnable,
+    /// It waits for something that a signal ends.
+    Asleep,
+    /// It waits for something that nothing ends, a disk as a rule.
+    Disk,
+}
+
+/// What a thread does, and what it has had of the processors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ThreadTimes {
+    /// What it does.
+    pub state: RunState,
+    /// Time on a processor.
+    pub ran: Duration,
+    /// Time that it waited for one; a wait is counted when it is over.
+    pub queued: Duration,
 }
 
 impl Proc {
@@ -208,6 +231,25 @@ impl Proc {
         nix::fcntl::open(&whole, flags, Mode::empty()).ok()
     }
 
+    /// State and times of a thread of ours; `None` if it is gone, or the kernel keeps
+    /// no such times (`CONFIG_SCHED_INFO`).
+    pub fn thread_times(&self, tid: i32) -> Option<ThreadTimes> {
+        let mut stat = [0u8; 1024];
+        let mut times = [0u8; 128];
+        let stat = self.read_own(format_args!("self/task/{tid}/stat\0"), &mut stat)?;
+        let times = self.read_own(format_args!("self/task/{tid}/schedstat\0"), &mut times)?;
+        parse_times(stat, times)
+    }
+
+    fn read_own<'a>(&self, path: std::fmt::Arguments<'_>, into: &'a mut [u8]) -> Option<&'a [u8]> {
+        let mut name = [0u8; 32];
+        let path = format_into(&mut name, path);
+        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+        let fd = openat(self.0.as_fd(), path, flags, Mode::empty()).ok()?;
+        let got = std::fs::File::from(fd).read(into).ok()?;
+        into.get(..got)
+    }
+
     /// Parent and start time of a thread; `None` if it is gone.
     pub fn thread_stat(&self, tid: i32) -> Option<ThreadStat> {
         let mut name = [0u8; 32];
@@ -250,6 +292,26 @@ pub fn parse_stat(line: &[u8]) -> Option<ThreadStat> {
     })
 }
 
+/// Parses `/proc/<tid>/stat` and `/proc/<tid>/schedstat` of one thread
+/// (`Documentation/scheduler/sched-stats.rst`: nanoseconds that it ran and waited).
+pub fn parse_times(stat: &[u8], schedstat: &[u8]) -> Option<ThreadTimes> {
+    let end = stat.iter().rposition(|byte| *byte == b')')?;
+    let state = match stat.get(end + 1..)?.trim_ascii_start().first()? {
+        b'R' => RunState::Runnable,
+        b'D' => RunState::Disk,
+        _ => RunState::Asleep,
+    };
+    let mut fields = std::str::from_utf8(schedstat)
+        .ok()?
+        .split_ascii_whitespace();
+    let mut next = || Some(Duration::from_nanos(fields.next()?.parse().ok()?));
+    Some(ThreadTimes {
+        state,
+        ran: next()?,
+        queued: next()?,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -275,6 +337,38 @@ mod tests {
         assert!(!proc.has_ended(tid) && proc.has_ended(-1));
         assert!(!proc.is_thread_of(1, nix::unistd::getpid().as_raw()));
         assert_eq!(proc.effective_uid(-1), None);
+    }
+
+    #[test]
+    fn a_thread_that_runs_is_seen_to_have_run() {
+        let proc = Proc::open().unwrap();
+        let tid = nix::unistd::gettid().as_raw();
+        let before = proc.thread_times(tid).unwrap();
+        let began = std::time::Instant::now();
+        let now = loop {
+            let now = proc.thread_times(tid).unwrap();
+            if now.ran >= before.ran + Duration::from_millis(5) {
+                break now;
+            }
+            assert!(
+                began.elapsed() < Duration::from_mins(1),
+                "{before:?} {now:?}"
+            );
+        };
+        assert_eq!(now.state, RunState::Runnable);
+        assert_eq!(proc.thread_times(-1), None);
+    }
+
+    #[test]
+    fn states_and_times_are_told_from_each_other() {
+        let of = |stat: &str, times: &str| parse_times(stat.as_bytes(), times.as_bytes());
+        let times = of("12 (a) b) D 1 2", "5000000 7000000 3\n").unwrap();
+        assert_eq!(times.state, RunState::Disk);
+        assert_eq!((times.ran.as_millis(), times.queued.as_millis()), (5, 7));
+        assert_eq!(of("1 (x) S 1", "1 2 3").unwrap().state, RunState::Asleep);
+        assert_eq!(of("1 (x) R 1", "1 2 3").unwrap().state, RunState::Runnable);
+        assert_eq!(of("1 (x) R 1", "1"), None);
+        assert_eq!(of("1 (x)", "1 2 3"), None);
     }
 
     #[test]

@@ -31,6 +31,13 @@ impl Handover {
         self.0.mailbox().send(work);
     }
 
+    /// Whether the service sleeps though it has something to do.
+    pub fn is_overdue(&self) -> bool {
+        let desk = &self.0;
+        // Whoever is at the desk works.
+        desk.look(Service::is_overdue).unwrap_or(false) || !desk.mailbox().is_empty()
+    }
+
     pub(super) fn desk(&self) -> &Desk<Service, Work> {
         &self.0
     }

@@ -163,6 +163,7 @@ impl Service {
     pub fn run(self, handover: &Handover) {
         let desk = handover.desk();
         let (heartbeat, stop) = (self.links.heartbeat.clone(), Arc::clone(&self.links.stop));
+        heartbeat.begin();
         desk.open(self);
         let mut incoming = Vec::new();
         let mut sleep = Sleep::default();
@@ -188,11 +189,18 @@ impl Service {
         }
     }
 
+    /// Whether it sleeps longer than it meant to.
+    pub(super) fn is_overdue(&self) -> bool {
+        self.sleeps_until
+            .is_some_and(|until| Instant::now() > until)
+    }
+
     fn round(&mut self, incoming: &mut Vec<Work>) {
         self.links.jobs.drain(incoming);
         let now = Instant::now();
         self.busy |= !incoming.is_empty();
         for work in incoming.drain(..) {
+            self.links.heartbeat.beat();
             let opener = matches!(&work, Work::Scan(job) if job.urgency == Urgency::Opener);
             self.take_in(work, now);
             if opener {

@@ -277,6 +277,8 @@ impl Group {
                 libc::EINTR => {}
                 // The opener was killed while it waited: there is nobody to answer.
                 libc::ENOENT => return Ok(()),
+                // The process is being ended: everybody goes on already.
+                _ if open_groups::are_closed() => return Ok(()),
                 _ => return Err(error),
             }
         }

@@ -15,7 +15,7 @@ mod syslog;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -188,7 +188,23 @@ enum Message {
     Line(Line),
     /// There is another set-up.
     Follow,
+    /// The process ends at once; told when the line is where it belongs.
+    LastWords(Line, SyncSender<()>),
     Stop,
+}
+
+/// The queue of the logger of this process.
+static QUEUE_IN: OnceLock<SyncSender<Message>> = OnceLock::new();
+/// How long a process that ends at once waits for its reason to be written.
+const LAST_PATIENCE: Duration = Duration::from_millis(1500);
+
+/// Writes an error after all that waits, as far as the log takes it. False:
+/// it has not been written in time.
+fn last_words(text: &str) -> bool {
+    let (told, written) = sync_channel(1);
+    let message = Message::LastWords(Line::own(Level::ERROR, &format!("ERROR: {text}")), told);
+    let sent = QUEUE_IN.get().map(|queue| queue.try_send(message));
+    matches!(sent, Some(Ok(()))) && written.recv_timeout(LAST_PATIENCE).is_ok()
 }
 
 /// The running logger.
@@ -224,6 +240,9 @@ impl Logger {
             told_lost: 0,
         };
         let thread = process::spawn("onacc-log", move || writer.run(&receiver))?;
+        if QUEUE_IN.set(sender.clone()).is_ok() {
+            process::set_last_words(last_words);
+        }
         // A second start in one process (tests) keeps the first; there is no other error.
         let _already_set = tracing::subscriber::set_global_default(subscriber);
         Ok(Self {
@@ -293,6 +312,12 @@ impl LogWriter {
                 Message::Line(line) if self.flood.admits(&line) => self.put(&line),
                 Message::Line(_) => {}
                 Message::Follow => self.follow(),
+                Message::LastWords(line, told) => {
+                    if self.targets.put(&line) {
+                        // Whoever ends the process may have stopped waiting.
+                        let _nobody = told.send(());
+                    }
+                }
                 Message::Stop => return self.say_lost(),
             }
             self.say_lost();

@@ -183,6 +183,7 @@ impl Service {
     pub(super) fn expire(&mut self, now: Instant) {
         let on_failure = self.limits.on_failure;
         loop {
+            self.links.heartbeat.beat();
             let (path, answer, waiting) = match self.book.next_due(now) {
                 None => return,
                 Some(Due::Waiting(token, mut job)) => {

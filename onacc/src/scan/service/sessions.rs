@@ -169,6 +169,7 @@ impl Service {
             }
             self.find_peers(pick, heard);
             for item in received.drain(..) {
+                self.links.heartbeat.beat();
                 match item {
                     Received::Scan(token, reply) => self.complete(token, reply, (pick.server, id)),
                     Received::Version(version) => self.session_works(pick.server, &version),
