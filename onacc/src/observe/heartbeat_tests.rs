@@ -47,7 +47,7 @@ fn a_thread_that_sleeps_or_moves_is_well_and_one_that_stands_is_stuck() {
         Heartbeat::new("asleep"),
         Heartbeat::new("moving"),
         Heartbeat::new("stuck"),
-    ));
+    );
     let all = [&asleep, &moving, &stuck];
     let mut dog = Watchdog::new(all.map(|beat| watched(beat, &never())).into());
     for beat in all {
@@ -128,7 +128,9 @@ fn a_stop_of_the_whole_process_counts_for_one_tick() {
     beat.begin();
     beat.beat();
     for _ in 0..7 {
-        let stuck = dog.tick(Duration::from_mins(1), |_| Some(times(RunState::Asleep, 0, 0)));
+        let stuck = dog.tick(Duration::from_mins(1), |_| {
+            Some(times(RunState::Asleep, 0, 0))
+        });
         assert_eq!(stuck, None);
     }
 }
