@@ -110,7 +110,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::{child, or_skip, require_root, sys};
+    use crate::{or_skip, require_root, sys};
 
     #[test]
     fn a_thread_stands_still_until_it_is_thawed() {
@@ -119,11 +119,18 @@ mod tests {
         counting.args(["-c", "while echo; do :; done"]);
         counting.stdout(Stdio::null());
         let mut counting = sys::die_with_parent(&mut counting).spawn().unwrap();
+        let tried = freeze_and_thaw(counting.id());
+        counting.kill().unwrap();
+        counting.wait().unwrap();
+        or_skip!(tried);
+    }
+
+    fn freeze_and_thaw(pid: u32) -> Result<()> {
         let used = || {
-            let stat = fs::read_to_string(format!("/proc/{}/schedstat", counting.id())).unwrap();
+            let stat = fs::read_to_string(format!("/proc/{pid}/schedstat")).unwrap();
             stat.split(' ').next().unwrap().parse::<u64>().unwrap()
         };
-        let freezer = or_skip!(Freezer::of(counting.id()));
+        let freezer = Freezer::of(pid)?;
         freezer.freeze("sh").unwrap();
         let (before, since) = (used(), Instant::now());
         while since.elapsed() < Duration::from_millis(200) {
@@ -135,6 +142,6 @@ mod tests {
         let group = freezer.group.clone();
         drop(freezer);
         assert!(!group.exists());
-        child::kill(&mut counting);
+        Ok(())
     }
 }
