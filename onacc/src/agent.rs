@@ -351,6 +351,7 @@ impl Agent {
             Arc::clone(&policy),
             (Arc::clone(&verdicts), Arc::clone(&counters)),
         );
+        let asks_writers = !settings.keep_on.is_empty();
         let links = ReaderLinks {
             budget: FdBudget::new(in_flight - in_flight / 4),
             jobs: handover.clone(),
@@ -365,6 +366,7 @@ impl Agent {
             tell_large: settings.log.verbose,
             overload: (!settings.prevention)
                 .then(|| (sizes.queue(), FdBudget::new((in_flight / 8).min(MOST_SHED)))),
+            asks_writers,
         };
         let arrivals = start_arrivals((&settings, kind), &prescans, (&counters, &policy));
         let feed = match feed {
@@ -378,6 +380,9 @@ impl Agent {
                     keeper: keeper_messages.clone(),
                     verdicts: Arc::clone(&verdicts),
                     counters: Arc::clone(&counters),
+                    writers: asks_writers
+                        .then(|| WriterProbe::new().map(Arc::new))
+                        .transpose()?,
                 };
                 // Never joined: nobody waits for it.
                 Feed::start(feed, messages.clone(), feed_links, &policy)?;

@@ -114,12 +114,14 @@ impl Site {
             on_failure: Answer::Allow,
             tell_large: false,
             overload: None,
+            asks_writers: false,
         };
         let own = ReaderOwn {
             group: Arc::clone(&group),
             control: control.clone(),
             heartbeat: Heartbeat::new("reader"),
             proc: Proc::open().expect("/proc"),
+            writers: None,
         };
         let counters = Arc::clone(&links.counters);
         let reader = Reader::new(links, own, self.policy(case));

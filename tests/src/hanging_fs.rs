@@ -1,21 +1,22 @@
 //! A FUSE filesystem whose server answers when the test lets it: reads that hang,
 //! closes that hang.
 //!
-//! Owns: the mount, its files (known from the start, all in one directory), and
-//! the requests that are held. Must not: outlive the test: on drop all is let go
+//! Owns: the mount, its files (names known from the start, all in one directory;
+//! writing changes their bytes and never their times, as with a server that keeps no
+//! times), and the requests that are held. Must not: outlive the test: on drop all is let go
 //! and the mount goes. Tested below.
 
 use std::{
     ffi::OsStr,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use fuser::{
-    BackgroundSession, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
-    Generation, INodeNo, LockOwner, MountOption, OpenFlags, ReplyAttr, ReplyData, ReplyEmpty,
-    ReplyEntry, ReplyOpen, Request,
+    BackgroundSession, BsdFileFlags, Config, Errno, FileAttr, FileHandle, FileType, Filesystem,
+    FopenFlags, Generation, INodeNo, LockOwner, MountOption, OpenFlags, ReplyAttr, ReplyData,
+    ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite, Request, TimeOrNow, WriteFlags,
 };
 use nix::mount::{MntFlags, umount2};
 
@@ -25,13 +26,26 @@ const TTL: Duration = Duration::from_mins(10);
 
 #[derive(Default)]
 struct State {
+    files: Vec<Served>,
     holds_reads: bool,
     holds_closes: bool,
     reads: Vec<(ReplyData, Vec<u8>)>,
     closes: Vec<ReplyEmpty>,
 }
 
+struct Served {
+    name: String,
+    bytes: Vec<u8>,
+    changed: SystemTime,
+}
+
 impl State {
+    /// The file of an inode; 1 is the directory.
+    fn file(&mut self, inode: INodeNo) -> Option<&mut Served> {
+        let number = usize::try_from(u64::from(inode)).ok()?.checked_sub(2)?;
+        self.files.get_mut(number)
+    }
+
     fn let_go(&mut self) {
         (self.holds_reads, self.holds_closes) = (false, false);
         for (reply, bytes) in self.reads.drain(..) {
@@ -53,30 +67,30 @@ impl Held {
 }
 
 struct Server {
-    files: Vec<(String, Vec<u8>)>,
+    ttl: Duration,
     held: Held,
 }
 
 impl Server {
-    /// The file of an inode; 1 is the directory.
-    fn file(&self, inode: INodeNo) -> Option<&(String, Vec<u8>)> {
-        let number = usize::try_from(u64::from(inode)).ok()?.checked_sub(2)?;
-        self.files.get(number)
+    fn position_of(&self, name: &OsStr) -> Option<usize> {
+        let state = self.held.lock();
+        state.files.iter().position(|known| name == &*known.name)
     }
 
     fn attributes(&self, inode: INodeNo) -> Option<FileAttr> {
-        let file = self.file(inode);
+        let mut state = self.held.lock();
+        let file = state.file(inode);
         if file.is_none() && inode != INodeNo::ROOT {
             return None;
         }
         let directory = file.is_none();
         Some(FileAttr {
             ino: inode,
-            size: file.map_or(0, |(_, bytes)| bytes.len() as u64),
+            size: file.as_ref().map_or(0, |file| file.bytes.len() as u64),
             blocks: 1,
             atime: UNIX_EPOCH,
-            mtime: UNIX_EPOCH,
-            ctime: UNIX_EPOCH,
+            mtime: file.as_ref().map_or(UNIX_EPOCH, |file| file.changed),
+            ctime: file.as_ref().map_or(UNIX_EPOCH, |file| file.changed),
             crtime: UNIX_EPOCH,
             kind: if directory {
                 FileType::Directory
@@ -96,19 +110,72 @@ impl Server {
 
 impl Filesystem for Server {
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let at = self.files.iter().position(|(known, _)| name == &**known);
+        let at = self.position_of(name);
         let found = at.filter(|_| parent == INodeNo::ROOT);
         match found.and_then(|at| self.attributes(INodeNo(at as u64 + 2))) {
-            Some(attributes) => reply.entry(&TTL, &attributes, Generation(0)),
+            Some(attributes) => reply.entry(&self.ttl, &attributes, Generation(0)),
             None => reply.error(Errno::ENOENT),
         }
     }
 
     fn getattr(&self, _: &Request, inode: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
         match self.attributes(inode) {
-            Some(attributes) => reply.attr(&TTL, &attributes),
+            Some(attributes) => reply.attr(&self.ttl, &attributes),
             None => reply.error(Errno::ENOENT),
         }
+    }
+
+    fn setattr(
+        &self,
+        _: &Request,
+        inode: INodeNo,
+        _: Option<u32>,
+        _: Option<u32>,
+        _: Option<u32>,
+        size: Option<u64>,
+        _: Option<TimeOrNow>,
+        _: Option<TimeOrNow>,
+        _: Option<SystemTime>,
+        _: Option<FileHandle>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        if let Some(size) = size {
+            let mut state = self.held.lock();
+            if let Some(file) = state.file(inode) {
+                file.bytes.resize(usize::try_from(size).unwrap_or(0), 0);
+            }
+        }
+        match self.attributes(inode) {
+            Some(attributes) => reply.attr(&self.ttl, &attributes),
+            None => reply.error(Errno::ENOENT),
+        }
+    }
+
+    fn write(
+        &self,
+        _: &Request,
+        inode: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        data: &[u8],
+        _: WriteFlags,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let mut state = self.held.lock();
+        let (Some(file), Ok(offset)) = (state.file(inode), usize::try_from(offset)) else {
+            return reply.error(Errno::ENOENT);
+        };
+        let end = offset + data.len();
+        let length = file.bytes.len().max(end);
+        file.bytes.resize(length, 0);
+        file.bytes[offset..end].copy_from_slice(data);
+        reply.written(u32::try_from(data.len()).unwrap_or(0));
     }
 
     fn open(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
@@ -128,7 +195,8 @@ impl Filesystem for Server {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let Some((_, bytes)) = self.file(inode) else {
+        let mut state = self.held.lock();
+        let Some(bytes) = state.file(inode).map(|file| &file.bytes) else {
             return reply.error(Errno::ENOENT);
         };
         let from = usize::try_from(offset)
@@ -136,7 +204,6 @@ impl Filesystem for Server {
             .min(bytes.len());
         let to = from.saturating_add(size as usize).min(bytes.len());
         let piece = bytes[from..to].to_vec();
-        let mut state = self.held.lock();
         if state.holds_reads {
             state.reads.push((reply, piece));
         } else {
@@ -176,14 +243,25 @@ pub struct HangingFs {
 impl HangingFs {
     /// Mounts one with these files, in a private mount namespace.
     pub fn mount(files: Vec<(String, Vec<u8>)>) -> Result<Self> {
+        Self::mount_with(files, TTL)
+    }
+
+    /// As [`Self::mount`]; what the kernel was told of a file holds for so long.
+    pub fn mount_with(files: Vec<(String, Vec<u8>)>, ttl: Duration) -> Result<Self> {
         if !Path::new("/dev/fuse").exists() {
             return Err("this kernel has no FUSE (/dev/fuse)".to_owned());
         }
         enter_private_mounts()?;
         let mount_point = tempfile::tempdir().map_err(|error| format!("a directory: {error}"))?;
         let held = Held::default();
+        let to_file = |(name, bytes)| Served {
+            name,
+            bytes,
+            changed: UNIX_EPOCH,
+        };
+        held.lock().files = files.into_iter().map(to_file).collect();
         let server = Server {
-            files,
+            ttl,
             held: held.clone(),
         };
         let mut config = Config::default();
@@ -205,6 +283,15 @@ impl HangingFs {
     /// A path in it.
     pub fn join(&self, name: impl AsRef<Path>) -> PathBuf {
         self.path().join(name)
+    }
+
+    /// The server changes a file by itself; its times say so.
+    pub fn change(&self, name: &str, bytes: &[u8]) {
+        let mut state = self.held.lock();
+        let file = state.files.iter_mut().find(|file| file.name == name);
+        let file = file.expect("a file of this filesystem");
+        file.bytes = bytes.to_vec();
+        file.changed += Duration::from_secs(1);
     }
 
     /// From now on no read of what the kernel has not cached is answered.
@@ -266,6 +353,11 @@ mod tests {
         let hanging = or_skip!(HangingFs::mount(files));
         assert_eq!(fs::read(hanging.join("a")).unwrap(), b"content");
         assert!(fs::read(hanging.join("c")).is_err());
+        let changed = || fs::metadata(hanging.join("a")).unwrap().modified().unwrap();
+        let before = changed();
+        fs::write(hanging.join("a"), b"CONTENT").unwrap();
+        assert_eq!(fs::read(hanging.join("a")).unwrap(), b"CONTENT");
+        assert_eq!(changed(), before, "writing changes no times");
         let _held = hanging.hold_reads();
         let path = hanging.join("b");
         let reader = thread::spawn(move || fs::read(path).unwrap().len());

@@ -51,7 +51,8 @@ impl Agent {
         if !changes.new.is_empty() {
             let mut kinds = (*self.policy.kinds).clone();
             for new in &changes.new {
-                kinds.insert(new.dev, self.tell_programs(new));
+                let kind = self.told_to_keep(self.tell_programs(new), new, table);
+                kinds.insert(new.dev, kind);
             }
             self.replace_policy(Policy {
                 kinds: Arc::new(kinds),
@@ -114,6 +115,44 @@ impl Agent {
         match filesystem.kind {
             FilesystemKind::Ext => FilesystemKind::Stamped,
             kind => kind,
+        }
+    }
+
+    /// What a filesystem is after `KeepVerdictsOn`, and a line if that changes nothing.
+    fn told_to_keep(
+        &self,
+        kind: FilesystemKind,
+        filesystem: &NewFilesystem,
+        table: &MountTable,
+    ) -> FilesystemKind {
+        let mut mounts = table.iter().filter(|mount| mount.dev == filesystem.dev);
+        let named = mounts.find_map(|mount| {
+            let mut all = self.settings.keep_on.iter();
+            all.find(|one| one.value.fits(&mount.kind, &mount.point))
+        });
+        let Some(named) = named else { return kind };
+        let told = self.filesystems.is_marked(filesystem.dev);
+        let place = place_of(filesystem);
+        match kind {
+            FilesystemKind::Foreign | FilesystemKind::ForeignKept => {
+                if !told {
+                    tracing::info!(
+                        "onacc: verdicts on {place} are kept ({named}): what is changed there from elsewhere is noticed only if size or times show it"
+                    );
+                }
+                FilesystemKind::ForeignKept
+            }
+            _ if told => kind,
+            kind if kind.stamps_tell() => {
+                tracing::warn!("{named}: verdicts on {place} are kept anyway; remove it");
+                kind
+            }
+            kind => {
+                tracing::warn!(
+                    "{named}: no effect on {place}: it is of no network and no FUSE filesystem; remove it"
+                );
+                kind
+            }
         }
     }
 
@@ -367,7 +406,7 @@ fn filter_bits(filesystem: &NewFilesystem) -> Filesystem {
     } else {
         0
     };
-    let true_sizes = if filesystem.kind == FilesystemKind::Foreign {
+    let true_sizes = if filesystem.kind.is_foreign() {
         0
     } else {
         Filesystem::TRUE_SIZES

@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use super::AgentError;
 use super::sizes::Sizes;
+use crate::config::keep_on::KeepOn;
 use crate::config::settings::Triggers;
 use crate::config::{Settings, names};
 use crate::coverage::directories::Reach;
@@ -124,6 +125,16 @@ pub(super) fn first_policy(
     stores_are_seen: bool,
 ) -> Result<Policy, TooManyPatterns> {
     let rules = Rules::of(settings)?;
+    for named in &settings.keep_on {
+        if let KeepOn::MountPoint(path) = &named.value
+            && !table.iter().any(|mount| mount.point == *path)
+        {
+            tracing::warn!(
+                "{named}: nothing is mounted at {} (yet); name the mount point as the table of mounts shows it",
+                printable(path.as_os_str().as_encoded_bytes())
+            );
+        }
+    }
     Ok(Policy {
         scope: Arc::new(paths.scope(table)),
         mounts: Arc::clone(table),

@@ -160,6 +160,15 @@ pub struct Cli {
     #[arg(long, value_name = "MODE", value_enum)]
     pub marks: Option<MarksMode>,
 
+    /// Keep verdicts on a network or FUSE filesystem: by TYPE or MOUNT point
+    ///
+    /// Remember verdicts on a network or FUSE filesystem, named by its TYPE
+    /// (nfs4, cifs, fuse.sshfs) or MOUNT point, too; may be given several times.
+    /// What others change there is noticed only if size or times show it: see
+    /// KeepVerdictsOn in onacc.toml(5).
+    #[arg(long, value_name = "TYPE|MOUNT")]
+    pub keep_verdicts_on: Vec<OsString>,
+
     /// Print the versions of onacc and of clamd
     #[arg(short = 'V', long, overrides_with = "version")]
     pub version: bool,
@@ -466,6 +475,8 @@ impl Cli {
             let word = word.map(|word| Value::Text(word.get_name().into()));
             values.extend(word.map(|word| (name, word)));
         }
+        let kept = self.keep_verdicts_on.iter();
+        values.extend(kept.map(|word| ("KeepVerdictsOn", Value::Text(word.clone()))));
         let flags = [
             ("LogVerbose", self.verbose),
             ("Stream", self.stream),

@@ -11,7 +11,7 @@
 //! - [`clamd_conf`], [`native`] (onacc.toml), [`lists`]: the parsers, pure.
 //! - [`entry`]: what they bring everything to.
 //! - [`modes`]: choices made by a word. [`patterns`]: what patterns mean.
-//! - [`servers`]: the clamds that are asked.
+//! - [`servers`]: the clamds that are asked. [`keep_on`]: filesystems by type or place.
 //! - [`settings`]: defaults, limits, and what this version makes of each value.
 //! - [`names`]: user names to uids.
 //!
@@ -22,6 +22,7 @@
 pub mod clamd_conf;
 pub mod entry;
 mod error;
+pub mod keep_on;
 pub mod keys;
 pub mod lists;
 pub mod modes;

@@ -14,6 +14,7 @@ use std::time::Duration;
 pub use super::entry::Located;
 use super::entry::{Origin, Value};
 use super::error::{ConfigError, ConfigErrors};
+use super::keep_on::KeepOn;
 use super::modes::{BpfMode, CoverageMode, MarksMode};
 use super::native::Native;
 use super::patterns::Pattern;
@@ -206,6 +207,8 @@ pub struct Settings {
     pub verdicts: Option<usize>,
     /// `Marks`: which ignore marks the kernel keeps.
     pub marks: MarksMode,
+    /// `KeepVerdictsOn`: filesystems whose verdicts are kept because it says so.
+    pub keep_on: Vec<Located<KeepOn>>,
     /// What becomes of infected files.
     pub action: Action,
     /// How the log is written.
@@ -360,6 +363,7 @@ impl Settings {
                 cgroups: each(&self.exclusions.cgroups),
             },
             path_rules: each(&self.path_rules),
+            keep_on: each(&self.keep_on),
             excluded_names: each(&self.excluded_names),
             mount_paths: each(&self.mount_paths),
             watch_list: one(self.watch_list.as_ref()),

@@ -9,11 +9,11 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use super::place::Placer;
-use crate::kernel::fanotify::{EventFile, FdBudget, PendingEvent};
+use crate::kernel::fanotify::{EventFile, FdBudget, PendingEvent, WriterProbe};
 use crate::kernel::file::{self, FileStat};
 use crate::kernel::mounts::Mount;
 use crate::kernel::overlay;
-use crate::policy::{Policy, Unscanned, Verdict, VerdictCache, lock};
+use crate::policy::{Hold, Policy, Unscanned, Verdict, VerdictCache, lock};
 use crate::scan::{ScanJob, Urgency};
 
 /// What a verdict is about.
@@ -46,6 +46,8 @@ pub struct Judge<'a> {
     pub verdicts: &'a Mutex<VerdictCache>,
     /// For the fd of a file beneath an overlay's.
     pub budget: &'a Arc<FdBudget>,
+    /// Asked where a verdict holds only without writers; none: such are not used.
+    pub writers: Option<&'a WriterProbe>,
 }
 
 impl Judge<'_> {
@@ -63,6 +65,7 @@ impl Judge<'_> {
         }
         let subject = self.subject(file, stat);
         let known = lock(self.verdicts).get(&subject.stat).cloned();
+        let known = known.filter(|_| self.holds(file, &subject));
         if known != Some(Verdict::Clean)
             && let Some(reason) = left_out()
         {
@@ -90,6 +93,17 @@ impl Judge<'_> {
             }),
             Judged::Unscanned,
         )
+    }
+
+    /// Whether what is known of a file holds now.
+    fn holds(&self, file: BorrowedFd<'_>, subject: &Subject) -> bool {
+        if subject.beneath.is_some() || self.policy.hold(&subject.stat) != Hold::NoWriters {
+            return true;
+        }
+        let asked = self
+            .writers
+            .map(|writers| writers.has_writers_by_path(file));
+        matches!(asked, Some(Ok(false)))
     }
 
     fn by_file_and_place(&mut self, file: BorrowedFd<'_>, stat: &FileStat) -> Option<Unscanned> {
@@ -147,7 +161,11 @@ impl Subject {
             event,
             path,
             markable: self.may_mark(policy),
-            stamps_tell: self.beneath.is_some() || policy.stamps_tell(&self.stat),
+            hold: if self.beneath.is_some() {
+                Hold::Stamps
+            } else {
+                policy.hold(&self.stat)
+            },
             slow: self.beneath.is_none() && !policy.reads_at_once(&self.stat),
             stat: self.stat,
             beneath: self.beneath,

@@ -16,7 +16,9 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::reader::{Control, Reader, ReaderLinks, ReaderOwn};
-use crate::kernel::fanotify::{FdBudget, Group, GroupKind, InitError, Reservation, Wanted};
+use crate::kernel::fanotify::{
+    FdBudget, Group, GroupKind, InitError, Reservation, Wanted, WriterProbe,
+};
 use crate::kernel::mounts::{Mount, MountTable};
 use crate::kernel::procfs::Proc;
 use crate::kernel::wake::{Mailbox, Wake};
@@ -112,6 +114,7 @@ impl Lanes {
             control: control.clone(),
             heartbeat,
             proc: Proc::open()?,
+            writers: self.links.asks_writers.then(WriterProbe::new).transpose()?,
         };
         let at_rest = own.heartbeat.clone();
         let reader = Reader::new(links, own, Arc::clone(&self.policy));

@@ -18,7 +18,7 @@ use super::processes::{Groups, Opener};
 use crate::coverage::keeper::{CleanFile, KeeperMessage};
 use crate::kernel::SyscallError;
 use crate::kernel::bpf::Missed;
-use crate::kernel::fanotify::{FdBudget, PendingEvent, Permit};
+use crate::kernel::fanotify::{FdBudget, PendingEvent, Permit, WriterProbe};
 use crate::kernel::file;
 use crate::kernel::procfs::Proc;
 use crate::kernel::wake::Mailbox;
@@ -45,6 +45,9 @@ pub struct FeedLinks {
     pub verdicts: Arc<Mutex<VerdictCache>>,
     /// Counts.
     pub counters: Arc<Counters>,
+    /// Where writers are asked for, if the settings have that done. The two threads of
+    /// the feed never ask about the same file.
+    pub writers: Option<Arc<WriterProbe>>,
 }
 
 /// An open that was told, by value.
@@ -159,6 +162,7 @@ impl Looker {
             placer: &mut self.placer,
             verdicts: &self.links.verdicts,
             budget: &self.links.budget,
+            writers: self.links.writers.as_deref(),
         };
         // The programs know the scanners.
         let left_out = || {

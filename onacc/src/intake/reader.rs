@@ -6,7 +6,7 @@
 
 use std::collections::HashSet;
 use std::hash::{BuildHasher as _, RandomState};
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,7 @@ use super::processes;
 use crate::coverage::keeper::{CleanFile, KeeperMessage};
 use crate::kernel::bpf::Tags;
 use crate::kernel::fanotify::{
-    Answer, FdBudget, Group, PendingEvent, ReadBuffer, ReadError, Taken,
+    Answer, FdBudget, Group, PendingEvent, ReadBuffer, ReadError, Taken, WriterProbe,
 };
 use crate::kernel::file::{self, FileStat};
 use crate::kernel::handle::FileHandle;
@@ -29,7 +29,7 @@ use crate::kernel::procfs::Proc;
 use crate::kernel::wake::{Mailbox, sleep};
 use crate::observe::counters::Counters;
 use crate::observe::heartbeat::Heartbeat;
-use crate::policy::{Policy, Unscanned, Verdict, VerdictCache, lock};
+use crate::policy::{Hold, Policy, Unscanned, Verdict, VerdictCache, lock};
 use crate::scan::{Handover, PrescanMessage, ScannerIdentity, Strangers, Work, Written};
 
 /// Reads beyond the budget between two looks at what the reader is told.
@@ -76,6 +76,8 @@ pub struct ReaderLinks {
     /// Where nobody waits: events that may wait in the kernel, and fds for what is
     /// let go beyond that.
     pub overload: Option<(usize, Arc<FdBudget>)>,
+    /// `KeepVerdictsOn`: writers are asked for.
+    pub asks_writers: bool,
 }
 
 /// What belongs to one reader alone.
@@ -88,6 +90,8 @@ pub struct ReaderOwn {
     pub heartbeat: Heartbeat,
     /// Where it asks about threads.
     pub proc: Proc,
+    /// Where it asks about writers, if the settings have it do so.
+    pub writers: Option<WriterProbe>,
 }
 
 /// State of the loop.
@@ -250,7 +254,7 @@ impl Reader {
         self.links.counters.closed_after_write.up();
         let handle = event
             .file()
-            .filter(|_| self.policy.stamps_tell(&stat) || self.is_extra(&stat))
+            .filter(|_| self.policy.hold(&stat) == Hold::Stamps || self.is_extra(&stat))
             .and_then(|file| FileHandle::of(file.as_fd()).ok());
         match handle {
             Some(handle) => {
@@ -317,6 +321,9 @@ impl Reader {
 
     fn judge(&mut self, event: &PendingEvent) -> Result<Judged, Unjudged> {
         let opened = event.file().ok_or(Unjudged::Overflow)?;
+        if self.own.writers.is_some() && event.is_close_after_write() {
+            self.forget_written(opened.as_fd());
+        }
         let tid = event.tid();
         if process::is_own_thread(tid) {
             return Ok(Judged::Unscanned(Unscanned::OwnThread));
@@ -342,12 +349,23 @@ impl Reader {
             placer: &mut self.placer,
             verdicts: &self.links.verdicts,
             budget: &self.links.budget,
+            writers: self.own.writers.as_ref(),
         };
         Ok(if event.is_close_after_write() {
             judge.written(opened.as_fd(), stat, left_out)
         } else {
             judge.opened(opened.as_fd(), stat, left_out)
         })
+    }
+
+    /// Whoever has written, a verdict that holds only without writers is gone.
+    fn forget_written(&self, file: BorrowedFd<'_>) {
+        let stat = file::stat(file);
+        if let Ok(stat) = stat
+            && self.policy.hold(&stat) == Hold::NoWriters
+        {
+            lock(&self.links.verdicts).written(stat.key);
+        }
     }
 
     /// From the tag that the opener has left, without a system call, or from

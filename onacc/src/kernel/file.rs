@@ -136,6 +136,8 @@ pub enum FilesystemKind {
     ReadOnly,
     /// Network, FUSE and what is not known: changes come without local events.
     Foreign,
+    /// Such a one, on which verdicts are kept because the settings say so.
+    ForeignKept,
 }
 
 impl FilesystemKind {
@@ -143,8 +145,13 @@ impl FilesystemKind {
     pub fn stamps_tell(self) -> bool {
         match self {
             Self::Ext | Self::Stamped | Self::ReadOnly => true,
-            Self::Unstamped | Self::Overlay | Self::Foreign => false,
+            Self::Unstamped | Self::Overlay | Self::Foreign | Self::ForeignKept => false,
         }
+    }
+
+    /// Whether its bytes may lie on another machine, or with a server here.
+    pub fn is_foreign(self) -> bool {
+        matches!(self, Self::Foreign | Self::ForeignKept)
     }
 }
 

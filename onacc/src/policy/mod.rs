@@ -61,6 +61,18 @@ pub struct Policy {
     pub marks: MarksMode,
 }
 
+/// How long a verdict on a file holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hold {
+    /// It is not kept.
+    Not,
+    /// While the stamps stay: each store changes them.
+    Stamps,
+    /// While the stamps stay, and nobody here has the file open for writing or has
+    /// closed it after that: the settings say so.
+    NoWriters,
+}
+
 /// Why an open goes on without a scan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unscanned {
@@ -118,7 +130,7 @@ impl Policy {
     /// By what the file is. A size of 0 means that there is nothing to scan
     /// where the filesystem keeps its bytes here (procfs, FUSE: not so).
     pub fn by_file(&self, stat: &FileStat) -> Option<Unscanned> {
-        let sizes_are_true = self.kind(stat) != FilesystemKind::Foreign;
+        let sizes_are_true = !self.kind(stat).is_foreign();
         if !stat.regular {
             Some(Unscanned::NotRegular)
         } else if stat.size > self.largest_file() {
@@ -139,19 +151,23 @@ impl Policy {
             FilesystemKind::Stamped
             | FilesystemKind::Unstamped
             | FilesystemKind::Overlay
-            | FilesystemKind::Foreign => false,
+            | FilesystemKind::Foreign
+            | FilesystemKind::ForeignKept => false,
         }
     }
 
-    /// Whether each store into this file changes its stamps, so that a verdict
-    /// holds as long as they stay.
-    pub fn stamps_tell(&self, stat: &FileStat) -> bool {
-        self.kind(stat).stamps_tell()
+    /// How long a verdict on this file holds.
+    pub fn hold(&self, stat: &FileStat) -> Hold {
+        match self.kind(stat) {
+            FilesystemKind::ForeignKept => Hold::NoWriters,
+            kind if kind.stamps_tell() => Hold::Stamps,
+            _ => Hold::Not,
+        }
     }
 
     /// Whether opening this file cannot mean to wait for a server.
     pub fn opens_at_once(&self, stat: &FileStat) -> bool {
-        self.kind(stat) != FilesystemKind::Foreign
+        !self.kind(stat).is_foreign()
     }
 
     /// Whether reading this file cannot mean to wait for a server, for ever maybe.
@@ -161,7 +177,7 @@ impl Policy {
             | FilesystemKind::Stamped
             | FilesystemKind::Unstamped
             | FilesystemKind::ReadOnly => true,
-            FilesystemKind::Overlay | FilesystemKind::Foreign => {
+            FilesystemKind::Overlay | FilesystemKind::Foreign | FilesystemKind::ForeignKept => {
                 let mount = self.mount_of(stat);
                 mount.is_some_and(|mount| !matches!(lane_of(mount, &self.mounts), LaneId::Own(_)))
             }
@@ -330,7 +346,8 @@ mod tests {
         let mut policy = policy();
         assert!(policy.may_mark(&stat(5)));
         assert!(!policy.may_mark(&elsewhere(5)));
-        assert!(!policy.stamps_tell(&elsewhere(5)) && policy.stamps_tell(&stat(5)));
+        assert_eq!(policy.hold(&elsewhere(5)), Hold::Not);
+        assert_eq!(policy.hold(&stat(5)), Hold::Stamps);
         policy.stores_are_seen = false;
         assert!(!policy.may_mark(&stat(5)));
     }
@@ -352,8 +369,21 @@ mod tests {
         ] {
             let policy = on(kind, marks);
             assert_eq!(policy.may_mark(&stat(5)), wanted, "{kind:?} {marks:?}");
-            assert!(policy.stamps_tell(&stat(5)));
+            assert_eq!(policy.hold(&stat(5)), Hold::Stamps);
         }
+    }
+
+    #[test]
+    fn what_is_kept_because_the_settings_say_so_gets_no_mark_and_asks_for_writers() {
+        let kept = FilesystemKind::ForeignKept;
+        let kinds = HashMap::from([(onacc_common::kernel_dev(8, 1), kept)]);
+        let policy = Policy {
+            kinds: Arc::new(kinds),
+            ..policy()
+        };
+        assert_eq!(policy.hold(&stat(5)), Hold::NoWriters);
+        assert!(!policy.may_mark(&stat(5)) && !policy.opens_at_once(&stat(5)));
+        assert_eq!(policy.by_file(&stat(0)), None, "sizes need not be true");
     }
 
     #[test]

@@ -5,8 +5,9 @@
 //! An entry is used only while the file's stamps are those of the scanned bytes,
 //! so it needs no invalidation but one: another signature database, which is a
 //! new generation. Must not: take an entry in for a file whose bytes could
-//! change without its stamps (the caller proves that). Pure;
-//! tested here.
+//! change without its stamps (the caller proves that), but for those whose writers
+//! are watched: their entries go, and scans under way come to nothing, when such a
+//! file is closed after writing. Pure; tested here.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -64,7 +65,14 @@ pub struct VerdictCache {
     capacity: usize,
     next_serial: u64,
     generation: u64,
+    /// Files that were closed after writing, the latest last, and how many were so far.
+    written: VecDeque<InodeKey>,
+    closes: u64,
 }
+
+/// Files closed after writing that are remembered; with more during one scan its
+/// verdict is not kept.
+const MOST_WRITTEN: usize = 256;
 
 impl VerdictCache {
     /// An empty table of at most `capacity` verdicts (1 or more).
@@ -75,6 +83,8 @@ impl VerdictCache {
             capacity: capacity.max(1),
             next_serial: 0,
             generation: 0,
+            written: VecDeque::new(),
+            closes: 0,
         }
     }
 
@@ -88,6 +98,28 @@ impl VerdictCache {
         self.generation += 1;
         self.entries.clear();
         self.order.clear();
+    }
+
+    /// A file whose writers are watched was closed after writing: what is known of it
+    /// does not hold any more, nor what a scan will say that has begun.
+    pub fn written(&mut self, key: InodeKey) {
+        self.entries.remove(&key);
+        if self.written.len() == MOST_WRITTEN {
+            self.written.pop_front();
+        }
+        self.written.push_back(key);
+        self.closes += 1;
+    }
+
+    /// How often [`Self::written`] was called: what a scan of such a file begins with.
+    pub fn closes(&self) -> u64 {
+        self.closes
+    }
+
+    /// Whether a file was closed after writing since then, or that cannot be told.
+    pub fn was_written_since(&self, key: InodeKey, closes: u64) -> bool {
+        let since = usize::try_from(self.closes - closes).unwrap_or(usize::MAX);
+        since > self.written.len() || self.written.iter().rev().take(since).any(|one| *one == key)
     }
 
     /// The verdict on this very version of the file.
@@ -176,6 +208,29 @@ mod tests {
         assert_eq!(cache.get(&stat(1, 1)), None);
         cache.insert(&stat(1, 1), Verdict::Clean, began);
         assert_eq!(cache.get(&stat(1, 1)), None);
+    }
+
+    #[test]
+    fn a_scan_that_a_writer_closed_the_file_in_is_told_from_others() {
+        let key = |ino| stat(ino, 1).key;
+        let mut cache = VerdictCache::new(4);
+        let began = cache.closes();
+        assert!(!cache.was_written_since(key(1), began));
+        cache.insert(&stat(1, 1), Verdict::Clean, 0);
+        cache.insert(&stat(2, 1), Verdict::Clean, 0);
+        cache.written(key(1));
+        assert_eq!(cache.get(&stat(1, 1)), None);
+        assert_eq!(cache.get(&stat(2, 1)), Some(&Verdict::Clean));
+        assert!(cache.was_written_since(key(1), began));
+        assert!(!cache.was_written_since(key(2), began));
+        assert!(!cache.was_written_since(key(1), cache.closes()));
+        let began = cache.closes();
+        for _ in 0..MOST_WRITTEN {
+            cache.written(key(3));
+        }
+        assert!(!cache.was_written_since(key(1), began));
+        cache.written(key(3));
+        assert!(cache.was_written_since(key(1), began), "forgotten");
     }
 
     proptest! {

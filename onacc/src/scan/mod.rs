@@ -31,6 +31,7 @@ use std::time::Instant;
 
 use crate::kernel::fanotify::{Answer, EventFile, PendingEvent};
 use crate::kernel::file::FileStat;
+use crate::policy::Hold;
 
 pub use behind::{Asked, Behind, socket_inode};
 pub use feeder::{Chunk, Feeders};
@@ -56,8 +57,8 @@ pub struct ScanJob {
     pub beneath: Option<EventFile>,
     /// Whether a clean verdict may become a clean mark.
     pub markable: bool,
-    /// Whether each store into the file changes its stamps.
-    pub stamps_tell: bool,
+    /// How long a verdict holds.
+    pub hold: Hold,
     /// Whether who reads the file may have to wait for its server, for ever maybe.
     pub slow: bool,
     /// When the reader saw the event.

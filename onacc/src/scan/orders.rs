@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use onacc_common::{ChangeTime, InodeKey};
 
 use super::book::{Blame, Book, Due, Place};
-use super::versions::Versions;
+use super::versions::{Began, Versions};
 use crate::kernel::file::FileStat;
 use crate::policy::{Verdict, VerdictCache, stamps};
 
@@ -345,7 +345,11 @@ impl World {
         let stat = job.stat;
         // Steady: a change from now on would show in the stamps.
         let steady = stat.changed.sec < self.clock || self.without == Without::Age;
-        let began = steady.then_some((stat, self.verdicts.generation()));
+        let began = steady.then_some(Began {
+            stat,
+            generation: self.verdicts.generation(),
+            closes: None,
+        });
         self.versions.sent(stat.key, token, began);
         self.book.sent(token, self.session, self.now);
         self.with_clamd = Some((token, None));
@@ -358,7 +362,10 @@ impl World {
         };
         let began = self.versions.leave(done.job.stat.key, token);
         self.answer(&done.job, done.late, Some(read));
-        let Some((stat, generation)) = began else {
+        let Some(Began {
+            stat, generation, ..
+        }) = began
+        else {
             return;
         };
         if !stamps::same_version(&self.stat(), &stat) {

@@ -81,7 +81,7 @@ impl Prescan {
             stat,
             beneath: None,
             markable: policy.may_mark(&stat),
-            stamps_tell: policy.stamps_tell(&stat),
+            hold: policy.hold(&stat),
             slow: !policy.reads_at_once(&stat),
             arrived: Instant::now(),
             urgency: Urgency::Prescan,

@@ -28,7 +28,7 @@ use super::matches::Matcher;
 use super::openers::Openers;
 use super::pool::Pool;
 use super::scanner::{ScannerIdentity, Strangers};
-use super::versions::Versions;
+use super::versions::{Began, Versions};
 use super::{Joined, ScanJob, Urgency, Work};
 use crate::clamd::{Polled, Sent};
 use crate::config::servers::Transfer;
@@ -39,7 +39,7 @@ use crate::kernel::wake::{Mailbox, is_ready, sleep_on};
 use crate::observe::counters::{Counters, ServerCounters};
 use crate::observe::heartbeat::Heartbeat;
 use crate::observe::latency::{Latencies, Span};
-use crate::policy::{VerdictCache, lock, stamps};
+use crate::policy::{Hold, VerdictCache, lock, stamps};
 use crate::respond::quarantine::Quarantine;
 use crate::respond::report::Failure;
 
@@ -316,7 +316,10 @@ impl Service {
         if !self.book.has_waiting() {
             return;
         }
-        let generation = lock(&self.links.verdicts).generation();
+        let (generation, closes) = {
+            let verdicts = lock(&self.links.verdicts);
+            (verdicts.generation(), verdicts.closes())
+        };
         loop {
             let pool = &self.pool;
             let next = self.book.next_to_send(|class| pool.has_room(class));
@@ -334,7 +337,8 @@ impl Service {
                 self.too_long(token);
                 continue;
             }
-            let steady = job.stamps_tell && is_steady(&self.links, job, file.as_fd());
+            let hold = job.hold;
+            let steady = is_steady(&self.links, job, file.as_fd());
             let (stat, arrived, first) = (job.stat, job.arrived, avoid.is_none());
             let Some(line) = self.pool.line(pick) else {
                 return;
@@ -353,7 +357,11 @@ impl Service {
             };
             match sent {
                 Ok(Sent::Yes) => {
-                    let began = steady.then_some((stat, generation));
+                    let began = steady.then_some(Began {
+                        stat,
+                        generation,
+                        closes: (hold == Hold::NoWriters).then_some(closes),
+                    });
                     self.versions.sent(stat.key, token, began);
                     self.book.sent(token, id, now);
                     if first {
@@ -454,11 +462,18 @@ impl Sleep {
 
 /// Whether nothing can be stored into this file, from now on, without its stamps
 /// changing: they are old enough, and nobody has a mapping that could take a
-/// store without a page fault.
+/// store without a page fault. Where writers' closes tell of stores, writers are asked
+/// for when the verdict is used; here that could mean to wait for a server.
 fn is_steady(links: &Links, job: &ScanJob, file: BorrowedFd<'_>) -> bool {
+    if job.hold == Hold::Not {
+        return false;
+    }
     if stamps::is_young(job.stat.changed, SystemTime::now()) {
         links.counters.unmarked_young.up();
         return false;
+    }
+    if job.hold == Hold::NoWriters {
+        return true;
     }
     let writers = match &job.beneath {
         Some(beneath) => links.writers.has_writers_by_path(beneath.as_fd()),

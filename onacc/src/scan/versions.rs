@@ -11,13 +11,24 @@ use onacc_common::InodeKey;
 use crate::kernel::file::FileStat;
 use crate::policy::stamps;
 
+/// What a scan began with, if its verdict can be kept.
+#[derive(Clone, Copy, Debug)]
+pub struct Began {
+    /// The file, without writers.
+    pub stat: FileStat,
+    /// The number of the signature database.
+    pub generation: u64,
+    /// Where stores are told by the writers' closes, not by the stamps: how many there
+    /// were ([`VerdictCache::closes`](crate::policy::VerdictCache::closes)). Nobody may
+    /// join then.
+    pub closes: Option<u64>,
+}
+
 /// What is known of a scan under way.
 #[derive(Clone, Copy, Debug)]
 struct Running {
     token: u64,
-    /// The file when its scan began, if it had no writers and its stamps tell,
-    /// and the number of the signature database then.
-    steady: Option<(FileStat, u64)>,
+    began: Option<Began>,
 }
 
 /// The jobs by their file.
@@ -32,37 +43,34 @@ impl Versions {
     pub fn find(&self, stat: &FileStat, waits: impl FnOnce(u64) -> bool) -> Option<u64> {
         let running = self.by_key.get(&stat.key)?;
         let same = running
-            .steady
-            .is_some_and(|(steady, _)| stamps::same_version(stat, &steady));
+            .began
+            .is_some_and(|began| began.closes.is_none() && stamps::same_version(stat, &began.stat));
         (same || waits(running.token)).then_some(running.token)
     }
 
     /// A job for this file is in the book. The latest one counts.
     pub fn enter(&mut self, key: InodeKey, token: u64) {
-        let running = Running {
-            token,
-            steady: None,
-        };
+        let running = Running { token, began: None };
         self.by_key.insert(key, running);
     }
 
-    /// The job was sent; `steady` as in [`Running`].
-    pub fn sent(&mut self, key: InodeKey, token: u64, steady: Option<(FileStat, u64)>) {
+    /// The job was sent.
+    pub fn sent(&mut self, key: InodeKey, token: u64, began: Option<Began>) {
         if let Some(running) = self.by_key.get_mut(&key)
             && running.token == token
         {
-            running.steady = steady;
+            running.began = began;
         }
     }
 
     /// The job is out of the book. What was known of it when its scan began, if
     /// its verdict can be kept.
-    pub fn leave(&mut self, key: InodeKey, token: u64) -> Option<(FileStat, u64)> {
+    pub fn leave(&mut self, key: InodeKey, token: u64) -> Option<Began> {
         let running = self.by_key.get(&key)?;
         if running.token != token {
             return None;
         }
-        self.by_key.remove(&key)?.steady
+        self.by_key.remove(&key)?.began
     }
 
     /// How many files are in the book.
@@ -96,9 +104,17 @@ mod tests {
         versions.enter(stat(1).key, 7);
         assert_eq!(versions.find(&stat(2), |_| true), Some(7));
         assert_eq!(versions.find(&stat(1), |_| false), None);
-        versions.sent(stat(1).key, 7, Some((stat(1), 0)));
+        let began = Began {
+            stat: stat(1),
+            generation: 0,
+            closes: None,
+        };
+        versions.sent(stat(1).key, 7, Some(began));
         assert_eq!(versions.find(&stat(1), |_| false), Some(7));
         assert_eq!(versions.find(&stat(2), |_| false), None);
+        let closes = Some(0);
+        versions.sent(stat(1).key, 7, Some(Began { closes, ..began }));
+        assert_eq!(versions.find(&stat(1), |_| false), None);
         versions.sent(stat(1).key, 7, None);
         assert_eq!(versions.find(&stat(1), |_| false), None);
     }

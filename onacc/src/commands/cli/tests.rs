@@ -45,6 +45,7 @@ fn short_and_long_flags_mean_the_same() {
         bpf: Some(BpfMode::Require),
         coverage: Some(CoverageMode::Listed),
         marks: Some(MarksMode::Strict),
+        keep_verdicts_on: vec!["nfs4".into(), "/m".into()],
         version: true,
         hidden: Hidden {
             multiscan: true,
@@ -57,12 +58,12 @@ fn short_and_long_flags_mean_the_same() {
     };
     let long = "--foreground --config-file=/c --settings=/s --log=/l --verbose \
         --watch-list=/w --exclude-list=/e --pid-file=/p --ping=3:2 --wait --move=/q --allmatch --fdpass \
-        --stream --bpf=require --coverage=listed --marks=strict --version --multiscan --infected --quiet \
-        --stdout --fips-limits";
+        --stream --bpf=require --coverage=listed --marks=strict --keep-verdicts-on=nfs4 --keep-verdicts-on=/m --version --multiscan \
+        --infected --quiet --stdout --fips-limits";
     let long: Vec<_> = long.split_whitespace().collect();
     assert_eq!(parse(&long).unwrap(), wanted);
     let short = "-Fvwzmi -c /c --settings /s -l /l -W /w -e /e --pid-file /p -p 3:2 --move /q --fdpass --stream \
-        --bpf require --coverage listed --marks strict -V --quiet --stdout --fips-limits";
+        --bpf require --coverage listed --marks strict --keep-verdicts-on nfs4 --keep-verdicts-on /m -V --quiet --stdout --fips-limits";
     let short: Vec<_> = short.split_whitespace().collect();
     assert_eq!(parse(&short).unwrap(), wanted);
 }

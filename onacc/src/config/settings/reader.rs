@@ -17,6 +17,7 @@ use clap::ValueEnum;
 use super::{Action, LogSettings, ReadFile, Settings, Sources, Triggers};
 use crate::config::entry::{Entry, Located, Origin, Value};
 use crate::config::error::{ConfigError, ConfigErrors, shown};
+use crate::config::keep_on::KeepOn;
 use crate::config::keys;
 
 /// `DatabaseDirectory` when it is not set: where clamd is built to look.
@@ -123,6 +124,7 @@ impl Reader<'_> {
         let mount_paths = self.paths("OnAccessMountPath");
         let include_paths = self.include_paths(&mount_paths);
         let (exclude_paths, exclude_patterns) = self.exclude_paths();
+        let triggers = self.triggers();
         Settings {
             servers,
             stream_max_length: self.size("StreamMaxLength", STREAM_MAX_LENGTH),
@@ -132,7 +134,7 @@ impl Reader<'_> {
             exclude_patterns,
             exclusions: self.exclusions(),
             path_rules: self.path_rules(),
-            triggers: self.triggers(),
+            triggers,
             coverage: self.word("Coverage"),
             bpf: self.word("Bpf"),
             prevention: self.flag("OnAccessPrevention", false),
@@ -162,6 +164,7 @@ impl Reader<'_> {
             database_directory: self.database_directory(),
             verdicts: self.verdicts(),
             marks: self.word("Marks"),
+            keep_on: self.keep_on(triggers),
             action: self.action(),
             log: self.log(),
             pid_file: self.path("PidFile"),
@@ -277,6 +280,30 @@ impl Reader<'_> {
             });
         }
         Some(count(number.value.min(MOST_VERDICTS)))
+    }
+
+    fn keep_on(&mut self, triggers: Triggers) -> Vec<Located<KeepOn>> {
+        const NAME: &str = "KeepVerdictsOn";
+        const WANTED: &str = "the type or mount point of a network or FUSE filesystem";
+        const REMEDY: &str = "write a type as the table of mounts shows it (nfs4, cifs, 9p, fuse.sshfs), or a mount point, from / on";
+        let mut out = Vec::new();
+        for word in self.utf8(NAME, WANTED, REMEDY) {
+            match KeepOn::parse(&word.value) {
+                Some(keep_on) => out.push(word.with(keep_on)),
+                None => self
+                    .errors
+                    .push(bad(&word, word.value.as_bytes(), WANTED, REMEDY)),
+            }
+        }
+        if let Some(first) = out.first()
+            && !triggers.close_write
+        {
+            self.errors.push(ConfigError::Conflict {
+                at: first.place(),
+                problem: "this needs the trigger close-write, which tells of files that were written; add it to Triggers",
+            });
+        }
+        out
     }
 
     fn action(&mut self) -> Action {

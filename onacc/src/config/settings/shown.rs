@@ -129,6 +129,7 @@ impl Settings {
             database_directory,
             verdicts,
             marks,
+            keep_on,
             action,
             log,
             pid_file,
@@ -188,6 +189,7 @@ impl Settings {
             "Bpf" => word(bpf),
             "Verdicts" => verdicts.map_or(Text::Unset, is),
             "Marks" => word(marks),
+            "KeepVerdictsOn" => list(keep_on.iter().map(|one| one.value.written())),
             "Action" => match action {
                 Action::Nothing => is("\"none\""),
                 Action::Remove => is("\"remove\""),

@@ -107,6 +107,7 @@ fn defaults() {
             database_directory: "/var/lib/clamav".into(),
             verdicts: None,
             marks: MarksMode::Auto,
+            keep_on: vec![],
             action: Action::Nothing,
             log: LogSettings {
                 facility: "LOG_LOCAL6".into(),

@@ -10,13 +10,14 @@ use super::{LOOK_AT, LOOK_EVERY, Service};
 use crate::clamd::protocol::Reply;
 use crate::coverage::keeper::{CleanFile, InfectedFile};
 use crate::kernel::fanotify::{Answer, EventFile, PendingEvent};
-use crate::kernel::file::{self, FileStat};
+use crate::kernel::file;
 use crate::observe::latency::{Latencies, Span};
 use crate::policy::{Verdict, lock, stamps};
 use crate::respond::report::Failure;
 use crate::scan::aftermath::{After, Infected};
 use crate::scan::book::Due;
 use crate::scan::openers::Openers;
+use crate::scan::versions::Began;
 use crate::scan::{ScanJob, Urgency};
 
 impl Service {
@@ -83,21 +84,25 @@ impl Service {
     /// file was steady when the scan began, and is the same now (invariant 6).
     /// Before the answer, upon which the same opener may come again at once; one
     /// `statx` beside a scan.
-    fn remember(
-        &self,
-        job: &ScanJob,
-        verdict: &Verdict,
-        began: Option<(FileStat, u64)>,
-    ) -> Option<(FileStat, u64)> {
-        let (stat, generation) = began?;
+    fn remember(&self, job: &ScanJob, verdict: &Verdict, began: Option<Began>) -> Option<Began> {
+        let began = began?;
+        let stat = began.stat;
         let file = job.beneath.as_ref().or(job.event.file())?;
-        let same = file::stat(file.as_fd()).is_ok_and(|now| stamps::same_version(&now, &stat));
-        if !same {
+        let same = || file::stat(file.as_fd()).is_ok_and(|now| stamps::same_version(&now, &stat));
+        // A server could be asked for the stamps; if they are others now, no later open
+        // finds this verdict.
+        if began.closes.is_none() && !same() {
             self.links.counters.unmarked_changed.up();
             return None;
         }
-        lock(&self.links.verdicts).insert(&stat, verdict.clone(), generation);
-        Some((stat, generation))
+        let mut verdicts = lock(&self.links.verdicts);
+        let written = |closes| verdicts.was_written_since(stat.key, closes);
+        if began.closes.is_some_and(written) {
+            self.links.counters.unmarked_changed.up();
+            return None;
+        }
+        verdicts.insert(&stat, verdict.clone(), began.generation);
+        Some(began)
     }
 
     /// Hands a file whose verdict was kept to the keeper, to be marked or refused
@@ -106,11 +111,17 @@ impl Service {
         &mut self,
         job: ScanJob,
         verdict: Verdict,
-        kept: Option<(FileStat, u64)>,
+        kept: Option<Began>,
     ) -> Option<EventFile> {
         let markable = job.markable && verdict == Verdict::Clean;
         let opened = job.event.into_file()?;
-        let Some((stat, generation)) = kept else {
+        // What the kernel keeps goes by stamps.
+        let Some(Began {
+            stat,
+            generation,
+            closes: None,
+        }) = kept
+        else {
             return Some(opened);
         };
         if let Verdict::Infected(signature) = verdict {

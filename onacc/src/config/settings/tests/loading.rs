@@ -202,3 +202,38 @@ fn files_are_read_from_the_disk() {
     // A directory opens, but does not read.
     assert!(Settings::load(&named(directory.path())).is_err());
 }
+
+#[test]
+fn verdicts_are_kept_on_what_is_named_by_type_or_place() {
+    let settings = |cache: &str| {
+        let text =
+            format!("[clamd]\nLocalSocket = '/s'\n[scope]\nOnAccessIncludePath = '/a'\n{cache}\n");
+        Settings::from_native(text.as_bytes(), Path::new("n"))
+    };
+    let kept = settings("[cache]\nKeepVerdictsOn = ['fuse.sshfs', '/srv/data/']").unwrap();
+    let fits = |kind, path| {
+        let mut all = kept.keep_on.iter();
+        all.any(|one| one.value.fits(kind, Path::new(path)))
+    };
+    assert!(fits("fuse.sshfs", "/x") && fits("nfs4", "/srv/data"));
+    assert!(!fits("nfs4", "/srv") && !fits("fuse", "/x"));
+    let errors = settings("[cache]\nKeepVerdictsOn = ['nfs', 'nfs5', 'tmpfs']").unwrap_err();
+    let errors = errors.to_string();
+    let lines: Vec<_> = errors.lines().collect();
+    assert_eq!(lines.len(), 2, "{errors}");
+    for (line, word) in lines.iter().zip(["nfs5", "tmpfs"]) {
+        assert!(line.starts_with("n:6:"), "{line}");
+        assert!(line.contains(&format!("'{word}'")), "{line}");
+        assert!(
+            line.contains("KeepVerdictsOn") && line.contains("write a type"),
+            "{line}"
+        );
+    }
+    // Without word of closes nobody would hear of stores through a mapping.
+    let without = settings("Triggers = 'open'\n[cache]\nKeepVerdictsOn = 'nfs'");
+    let errors = without.unwrap_err().to_string();
+    assert!(
+        errors.starts_with("n:7:") && errors.contains("close-write"),
+        "{errors}"
+    );
+}
