@@ -5,7 +5,7 @@
 mod common;
 
 use std::{
-    fs::File,
+    fs::{self, File},
     path::PathBuf,
     sync::{Arc, Mutex},
     thread,
@@ -13,8 +13,8 @@ use std::{
 };
 
 use common::{
-    FakeSite, LIMIT, NO_LONGER_YOUNG, Site, clean, counter, counters, infected, marker, open_all,
-    start_cat,
+    FakeSite, LIMIT, NO_LONGER_YOUNG, Site, assert_refused, clean, counter, counters, infected,
+    marker, open_all, start_cat,
 };
 use onacc_tests::{
     Agent, Behaviour, Opened, Opening, RequestInfo, child,
@@ -437,4 +437,55 @@ fn many_opens_of_few_openers_are_all_answered_whatever_clamd_does() {
         assert!(wait_until(LIMIT, || open_within(&bad, LIMIT).is_refused()));
     }
     assert_eq!(counter(&agent, "timeouts"), 0, "{:?}", counters(&agent));
+}
+
+/// Sessions are looked after every five seconds, and this is some bounds more.
+const GIVEN_UP_BY: Duration = Duration::from_secs(30);
+
+/// A clamd that replies to all but the files that begin with `never`, as long as its
+/// workers hang.
+#[test]
+fn scans_that_clamd_never_replies_to_give_their_places_back() {
+    require_root!();
+    let site = or_skip!(FakeSite::ext4(|request| {
+        if request.command == "FILDES" && request.content().starts_with(b"never") {
+            Behaviour::never()
+        } else {
+            Behaviour::usual()
+        }
+    }));
+    let fds = |agent: &onacc_tests::Agent| {
+        let fds = fs::read_dir(format!("/proc/{}/fd", agent.pid()));
+        fds.expect("its fds").count()
+    };
+    let mut agent = site
+        .agent()
+        .option("OnAccessCurlTimeout 500")
+        .option("OnAccessMaxThreads 4")
+        .start();
+    assert_refused(&site.write("bad", &infected()));
+    let before = fds(&agent);
+    for round in 0..2 {
+        let lost = counter(&agent, "scans_unanswered");
+        let openings: Vec<Opening> = (0..4)
+            .map(|n| {
+                let name = format!("never {round} {n}");
+                Opening::start(&site.write(&name, name.as_bytes()))
+            })
+            .collect();
+        for opening in openings {
+            // At the bound, by the fail policy.
+            assert!(opening.within(LIMIT).is_open());
+        }
+        // Every place is taken, until the session is begun anew.
+        let new = site.write(format!("new {round}"), &infected());
+        let served = wait_until(GIVEN_UP_BY, || open_within(&new, LIMIT).is_refused());
+        assert!(served, "{}", agent.output());
+        assert_eq!(counter(&agent, "scans_unanswered"), lost + 4);
+        // Nothing of theirs is left.
+        assert!(wait_until(LIMIT, || fds(&agent) <= before), "{before}");
+        assert_eq!(counter(&agent, "sessions_lost"), round + 1);
+        assert_eq!(counter(&agent, "sessions"), round + 2);
+    }
+    assert!(agent.is_running());
 }

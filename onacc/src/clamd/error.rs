@@ -46,6 +46,14 @@ pub enum SessionError {
     /// It gives no sign of life, and another server can do its work.
     #[error("clamd gives no sign of life")]
     Silent,
+    /// It replies, but not to these scans.
+    #[error("clamd has not replied to {scans} scans for {} s", .long.as_secs())]
+    Unanswered {
+        /// How many.
+        scans: usize,
+        /// For so long at least.
+        long: Duration,
+    },
     /// No connection came of it in time.
     #[error("no connection within {} ms", .0.as_millis())]
     ConnectTimedOut(Duration),

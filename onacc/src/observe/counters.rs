@@ -112,6 +112,8 @@ counters! {
     connect_failures,
     /// Sessions that ended.
     sessions_lost,
+    /// Scans that clamd never replied to, given up with their session.
+    scans_unanswered,
     /// Scans taken from a server that gave no sign of life and given to another.
     failed_over,
     /// Replies that clamd took back by a worse one.

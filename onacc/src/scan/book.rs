@@ -436,6 +436,36 @@ impl<J> Book<J> {
         (left, next)
     }
 
+    /// Of each scan that was sent by `then` and that no opener waits for (any more), its
+    /// session and when it was sent.
+    pub fn unanswered(&self, then: Instant) -> Vec<(u64, Instant)> {
+        let all = self.entries.values();
+        let unwanted = all.filter(|entry| entry.answered || entry.class.is_prescan());
+        let sent = unwanted.filter_map(|entry| match entry.state {
+            State::UnderWay { session, sent } if sent <= then => Some((session, sent)),
+            _ => None,
+        });
+        sent.collect()
+    }
+
+    /// The prescans among these are not to be sent again when the session is lost.
+    pub fn give_up_unanswered(&mut self, lost: u64, then: Instant) {
+        for entry in self.entries.values_mut() {
+            if let State::UnderWay { session, sent } = entry.state
+                && session == lost
+                && sent <= then
+                && entry.class.is_prescan()
+            {
+                (entry.answered, entry.overdue) = (true, true);
+            }
+        }
+    }
+
+    /// Places in all.
+    pub fn limit(&self) -> usize {
+        self.limit
+    }
+
     /// When the next deadline comes, as far as is known (it may be one of a job
     /// that is done).
     pub fn next_deadline(&self) -> Option<Instant> {

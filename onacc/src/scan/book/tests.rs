@@ -51,6 +51,37 @@ fn a_due_job_under_way_is_answered_once_and_keeps_its_place() {
 }
 
 #[test]
+fn what_is_never_replied_to_is_told_and_leaves_with_its_session() {
+    let now = Instant::now();
+    let later = now + Duration::from_secs(1);
+    let mut book = Book::new(8, 8);
+    book.add("due", HERE, now, 0);
+    book.add("waited for", HERE, later, 0);
+    book.add_prescan("prescan", HERE);
+    for session in [1, 1, 1] {
+        let (token, ..) = book.next_to_send(|_| true).unwrap();
+        book.sent(token, session, now);
+    }
+    let young = book.add_prescan("young prescan", HERE);
+    let (token, ..) = book.next_to_send(|_| true).unwrap();
+    book.sent(token, 1, later);
+    assert_eq!(token, young);
+    // Nobody has waited in vain yet but for the prescan.
+    assert_eq!(book.unanswered(now), [(1, now)]);
+    assert!(matches!(book.next_due(now), Some(Due::UnderWay(_))));
+    assert_eq!(book.unanswered(now), [(1, now), (1, now)]);
+    assert_eq!(book.unanswered(later).len(), 3);
+    book.give_up_unanswered(1, now);
+    let lost = book.session_lost(1, 0, Blame::Nobody);
+    let unwanted: Vec<_> = lost.unwanted.iter().map(|(_, job)| *job).collect();
+    assert_eq!(unwanted.len(), 2);
+    assert!(unwanted.contains(&"due") && unwanted.contains(&"prescan"));
+    // What is waited for, and what had no time yet, is sent again.
+    assert_eq!((lost.failed.len(), lost.again), (0, 2));
+    assert_eq!(book.under_way(), 0);
+}
+
+#[test]
 fn a_lost_session_puts_the_jobs_back_in_order_and_drops_the_unwanted() {
     let now = Instant::now();
     let later = now + Duration::from_secs(9);

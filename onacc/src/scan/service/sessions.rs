@@ -16,6 +16,7 @@ use crate::scan::book::Blame;
 use crate::scan::feeder::{Chunk, Request};
 use crate::scan::pool::{Connecting, Pick};
 use crate::scan::resolver::some_address;
+use crate::scan::server::MOST_STREAMS;
 
 /// As [`silence`], at most.
 const SILENCE: Duration = Duration::from_millis(500);
@@ -23,6 +24,10 @@ const SILENCE: Duration = Duration::from_millis(500);
 const VERSION_EVERY: Duration = Duration::from_secs(5);
 /// How long a session without scans may be silent while another server is well.
 const IDLE_PATIENCE: Duration = Duration::from_secs(5);
+/// Bounds, since it was sent, after which a scan without reply counts as unanswered.
+const UNANSWERED: u32 = 4;
+/// No scan that is worth a place takes longer (clamd's `MaxScanTime`, and some).
+const LONGEST_SCAN: Duration = Duration::from_secs(150);
 /// How long a connection may take to come about, at most.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 
@@ -94,7 +99,9 @@ impl Service {
             state.stalled = false;
         }
         let blame = match error {
-            SessionError::StreamRefused(_) | SessionError::Silent => Blame::Nobody,
+            SessionError::StreamRefused(_)
+            | SessionError::Silent
+            | SessionError::Unanswered { .. } => Blame::Nobody,
             _ => Blame::Jobs,
         };
         if !proven {
@@ -342,6 +349,7 @@ impl Service {
         let polls = now >= self.next_version;
         if polls {
             self.next_version = now + VERSION_EVERY;
+            self.free_places(now);
         }
         for pick in self.pool.picks() {
             let others = self.pool.has_other(pick.server, self.failover_after(), now);
@@ -372,6 +380,42 @@ impl Service {
             if let Err(error) = ended {
                 self.lose(pick, &error, now);
             }
+        }
+    }
+
+    /// Scans that clamd does not reply to keep their places, for the verdict that may
+    /// come. When that is half of all, or for far too long, their sessions are begun
+    /// anew: what somebody waits for is sent again.
+    fn free_places(&mut self, now: Instant) {
+        let Some(then) = now.checked_sub(UNANSWERED * self.limits.bound) else {
+            return;
+        };
+        let unanswered = self.book.unanswered(then);
+        let most = if self.streams {
+            self.book.limit().min(MOST_STREAMS)
+        } else {
+            self.book.limit()
+        };
+        let many = 2 * unanswered.len() >= most;
+        let long = LONGEST_SCAN.max(2 * UNANSWERED * self.limits.bound);
+        let too_long = |sent: Instant| many || now >= sent + long;
+        let mut lost: Vec<u64> = unanswered
+            .iter()
+            .filter(|(_, sent)| too_long(*sent))
+            .map(|(session, _)| *session)
+            .collect();
+        lost.sort_unstable();
+        lost.dedup();
+        for session in lost {
+            let Some(pick) = self.pool.find(session) else {
+                continue;
+            };
+            let of_it = unanswered.iter().filter(|(other, _)| *other == session);
+            let scans = of_it.count();
+            self.links.counters.scans_unanswered.add(scans as u64);
+            self.book.give_up_unanswered(session, then);
+            let long = UNANSWERED * self.limits.bound;
+            self.lose(pick, &SessionError::Unanswered { scans, long }, now);
         }
     }
 
