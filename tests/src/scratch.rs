@@ -83,6 +83,13 @@ impl ScratchFs {
         Self::mounted(dir, mount_point)
     }
 
+    /// An ext4 filesystem of 64 MiB whose stamps count whole seconds (inodes of 128
+    /// bytes), in a private mount namespace.
+    pub fn ext4_in_seconds() -> Result<Self> {
+        enter_private_mounts()?;
+        Self::loop_mounted("ext4", 64, &["-q", "-F", "-m", "0", "-I", "128"])
+    }
+
     /// An ext4 filesystem in the namespace of the caller, where other terminals
     /// see it: for the tour. It outlives its maker if that is killed.
     pub fn host(mib: u64) -> Result<Self> {

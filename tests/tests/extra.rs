@@ -140,6 +140,13 @@ fn on_a_tmpfs_too() {
     assert_all_ways(&or_skip!(Site::tmpfs()), false);
 }
 
+/// No verdict can be kept for two seconds after a change there.
+#[test]
+fn where_stamps_count_seconds_too() {
+    require_root!();
+    assert_all_ways(&or_skip!(Site::ext4_in_seconds()), false);
+}
+
 #[test]
 fn a_fifo_stops_nothing() {
     require_root!();

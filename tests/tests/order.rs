@@ -3,9 +3,20 @@
 
 mod common;
 
-use std::{fs::File, path::PathBuf, process::Child, thread, time::Duration};
+use std::{
+    fs::File,
+    os::fd::AsRawFd as _,
+    path::{Path, PathBuf},
+    process::Child,
+    thread,
+    time::Duration,
+};
 
-use common::{FakeSite, LIMIT, counter, start_cat};
+use common::{FakeSite, LIMIT, counter, infected, start_cat};
+use nix::{
+    fcntl::{AT_FDCWD, AtFlags, OFlag},
+    sys::stat::Mode,
+};
 use onacc_tests::{
     Behaviour, Opening, RequestInfo, child, clamd::wait_until, or_skip, require_root,
 };
@@ -151,4 +162,24 @@ fn whoever_is_killed_while_waiting_leaves_the_line() {
     for cat in &mut cats[3..] {
         child::kill(cat);
     }
+}
+
+/// While clamd looks at a temporary file without a name it is given one.
+#[test]
+fn a_file_that_is_linked_while_it_is_scanned_is_reported_by_its_name() {
+    require_root!();
+    let site = or_skip!(FakeSite::ext4(held));
+    let agent = site.agent().start();
+    let flags = OFlag::O_TMPFILE | OFlag::O_RDWR;
+    let file = nix::fcntl::open(&site.watched(), flags, Mode::S_IRWXU).expect("a temporary file");
+    nix::unistd::write(&file, &infected()).expect("a temporary file");
+    let unnamed = format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd());
+    let opening = Opening::start(Path::new(&unnamed));
+    assert!(site.fake().wait_for_scans(1, LIMIT));
+    let named = site.watched().join("was unnamed");
+    nix::unistd::linkat(&file, "", AT_FDCWD, &named, AtFlags::AT_EMPTY_PATH).expect("a link");
+    site.fake().let_all_go();
+    assert!(opening.within(LIMIT).is_refused());
+    let line = format!("{}: ", named.display());
+    assert!(agent.wait_for(&line, LIMIT).is_ok(), "{}", agent.output());
 }

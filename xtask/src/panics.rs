@@ -1,10 +1,13 @@
 //! What failing tests said, picked from their output, to be said again at the end.
 //!
-//! Owns: which lines matter: where a test panicked and the first lines of why.
+//! Owns: which lines matter: where a test panicked and the first lines of why, without
+//! what an agent's log says always.
 //! Must not: judge; results are counted elsewhere. Tested below.
 
 /// Lines kept of a panic, the one that says where included.
-const LINES: usize = 6;
+const LINES: usize = 16;
+/// How lines begin that are in every agent's log.
+const COMMON: [&str; 2] = ["onacc: counter: ", "onacc: tier: "];
 /// Characters kept of a line.
 const WIDTH: usize = 600;
 /// Panics kept: the first ones tell most.
@@ -31,6 +34,8 @@ impl Panics {
             if line.is_empty() || line.starts_with("stack backtrace") || line.starts_with("note: ")
             {
                 self.open = 0;
+            } else if COMMON.iter().any(|start| line.starts_with(start)) {
+                // Of no use to know why.
             } else if let Some(last) = self.kept.last_mut() {
                 self.open -= 1;
                 last.push_str("\n    ");
@@ -77,6 +82,15 @@ mod tests {
                 "thread 'b' (13) panicked at tests/b.rs:1:1:\n    no",
             ]
         );
+    }
+
+    #[test]
+    fn what_every_log_has_is_left_out() {
+        let text = "thread 'a' (12) panicked at x:\nit: onacc: tier: a\nonacc: tier: b\n\
+            onacc: counter: events 1\nonacc: server1: the session ended\n";
+        let kept = of(text);
+        assert_eq!(kept[0].lines().count(), 3);
+        assert!(kept[0].ends_with("the session ended"), "{kept:?}");
     }
 
     #[test]

@@ -354,6 +354,9 @@ pub fn read_cached(
     }
 }
 
+/// How the kernel ends the path of a file whose name is gone (`proc_pid_fd(5)`).
+pub const DELETED: &[u8] = b" (deleted)";
+
 /// The path of an open file as the kernel tells it (`/proc/self/fd/N`), raw
 /// bytes. `None` if it is longer than `PATH_MAX`. A deleted file's path ends in
 /// ` (deleted)`.

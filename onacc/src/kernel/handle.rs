@@ -5,9 +5,10 @@
 //! Tested here on ext4 or whatever carries the test's directory.
 
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use super::SyscallError;
+use super::file::{DELETED, path_of, stat};
 
 /// Longest handle that is kept: ext4, xfs, tmpfs and btrfs need 8 to 40 bytes, an
 /// overlay's has 24 more than that of the file beneath it (20 on btrfs).
@@ -140,11 +141,21 @@ impl FileHandle {
     }
 }
 
+/// A path of an open file whose own is gone: a temporary file that was linked into a
+/// directory, a hard link that is left of a deleted one. `None` if it has no name, or
+/// none that the kernel remembers.
+pub fn name_left(file: BorrowedFd<'_>) -> Option<Vec<u8>> {
+    let linked = stat(file).is_ok_and(|stat| stat.links > 0);
+    let again = FileHandle::of(file).ok().filter(|_| linked)?;
+    let again = again.open(file).ok()?;
+    let mut path = Vec::new();
+    path_of(again.as_fd(), &mut path)?;
+    (!path.ends_with(DELETED)).then_some(path)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernel::file::stat;
-    use std::os::fd::AsFd as _;
 
     #[test]
     fn a_handle_leads_back_to_the_renamed_inode_and_not_to_its_successor() {

@@ -25,6 +25,8 @@ use crate::policy::{Policy, VerdictCache, lock, stamps};
 /// How long a written file rests before it is scanned ahead: its stamps must be
 /// old enough for the verdict to be kept (`stamps::is_young`).
 const DELAY: Duration = Duration::from_millis(60);
+/// How long one rests that was too young still: its filesystem counts in seconds.
+const LONG_DELAY: Duration = Duration::from_millis(2200);
 /// How long a prescan waits that found too many others waiting.
 const AGAIN: Duration = Duration::from_millis(10);
 /// Written files that wait; more are not scanned ahead.
@@ -91,6 +93,14 @@ impl Prescan {
     }
 }
 
+/// What became of a written file.
+enum Ahead {
+    /// It is being scanned.
+    Sent,
+    /// Its stamps are too young for a verdict to be kept.
+    Young,
+}
+
 /// What the prescanner is told.
 #[derive(Debug)]
 pub enum PrescanMessage {
@@ -121,6 +131,8 @@ pub struct Prescanner {
     counters: Arc<Counters>,
     /// In the order of their time.
     waiting: VecDeque<(Instant, Written)>,
+    /// Those that were too young, in the order of their time.
+    young: VecDeque<(Instant, Written)>,
 }
 
 impl Prescanner {
@@ -138,6 +150,7 @@ impl Prescanner {
             verdicts,
             counters,
             waiting: VecDeque::new(),
+            young: VecDeque::new(),
         }
     }
 
@@ -162,26 +175,46 @@ impl Prescanner {
         }
     }
 
-    /// Scans what is due. Returns until when to wait if there is no room.
+    /// Scans what is due. Returns until when to wait for the next, or for room.
     fn scan_due(&mut self) -> Option<Instant> {
-        while let Some((due, written)) = self.waiting.front() {
-            let now = Instant::now();
-            if *due > now {
-                return Some(*due);
-            }
-            match self.scan(written) {
-                Ok(()) => self.counters.prescans.up(),
-                Err(PrescanRefused::Busy) => return Some(now + AGAIN),
-                Err(PrescanRefused::Unwanted | PrescanRefused::Syscall(_)) => {
-                    self.counters.prescans_skipped.up();
-                }
-            }
-            self.waiting.pop_front();
-        }
-        None
+        let first = self.scan_due_of(false);
+        let second = self.scan_due_of(true);
+        first.into_iter().chain(second).min()
     }
 
-    fn scan(&self, written: &Written) -> Result<(), PrescanRefused> {
+    fn scan_due_of(&mut self, young: bool) -> Option<Instant> {
+        loop {
+            let queue = if young {
+                &mut self.young
+            } else {
+                &mut self.waiting
+            };
+            let (due, written) = queue.pop_front()?;
+            let now = Instant::now();
+            if due > now {
+                queue.push_front((due, written));
+                return Some(due);
+            }
+            match self.scan(&written) {
+                Ok(Ahead::Sent) => self.counters.prescans.up(),
+                Err(PrescanRefused::Busy) => {
+                    let queue = if young {
+                        &mut self.young
+                    } else {
+                        &mut self.waiting
+                    };
+                    queue.push_front((due, written));
+                    return Some(now + AGAIN);
+                }
+                Ok(Ahead::Young) if !young && self.young.len() < MOST_WAITING => {
+                    self.young.push_back((now + LONG_DELAY, written));
+                }
+                Ok(Ahead::Young) | Err(_) => self.counters.prescans_skipped.up(),
+            }
+        }
+    }
+
+    fn scan(&self, written: &Written) -> Result<Ahead, PrescanRefused> {
         // On btrfs `statx` shows another device than the table of mounts.
         let mounts = &self.policy.mounts;
         let dev = mounts
@@ -193,10 +226,14 @@ impl Prescanner {
         // Written again: that close will bring it back. Known: an opener was faster.
         let changed = !stamps::same_version(&stat, &written.stat);
         let young = stamps::is_young(stat.changed, SystemTime::now());
-        if changed || young || stat.links == 0 || lock(&self.verdicts).get(&stat).is_some() {
+        if changed || stat.links == 0 || lock(&self.verdicts).get(&stat).is_some() {
             return Err(PrescanRefused::Unwanted);
         }
-        self.prescan.scan(&self.policy, &file)
+        if young {
+            return Ok(Ahead::Young);
+        }
+        self.prescan.scan(&self.policy, &file)?;
+        Ok(Ahead::Sent)
     }
 
     fn rest(&self, until: Option<Instant>) {

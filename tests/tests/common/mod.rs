@@ -66,6 +66,11 @@ impl Site {
         Self::on(ScratchFs::tmpfs(64)?)
     }
 
+    /// On an ext4 whose stamps count whole seconds.
+    pub fn ext4_in_seconds() -> Result<Self, String> {
+        Self::on(ScratchFs::ext4_in_seconds()?)
+    }
+
     /// On ext4, with these further lines in clamd's configuration.
     pub fn ext4_with(options: &[&str]) -> Result<Self, String> {
         Self::with(ScratchFs::ext4(64)?, options)

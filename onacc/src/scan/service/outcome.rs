@@ -10,7 +10,8 @@ use super::{LOOK_AT, LOOK_EVERY, Service};
 use crate::clamd::protocol::Reply;
 use crate::coverage::keeper::{CleanFile, InfectedFile};
 use crate::kernel::fanotify::{Answer, EventFile, PendingEvent};
-use crate::kernel::file;
+use crate::kernel::file::{self, DELETED};
+use crate::kernel::handle::name_left;
 use crate::observe::latency::{Latencies, Span};
 use crate::policy::{Verdict, lock, stamps};
 use crate::respond::report::Failure;
@@ -272,7 +273,14 @@ fn measure(latencies: &Latencies, job: &ScanJob, late: bool, sent: Option<Instan
 
 /// The paths that a job's openers used, each once.
 fn paths_of(job: &mut ScanJob) -> Vec<Vec<u8>> {
-    let mut paths = vec![std::mem::take(&mut job.path)];
+    let mut path = std::mem::take(&mut job.path);
+    if path.ends_with(DELETED)
+        && let Some(name) = job.event.file().and_then(|file| name_left(file.as_fd()))
+    {
+        // Linked while it was scanned: whoever reads the report must find it.
+        path = name;
+    }
+    let mut paths = vec![path];
     for other in &mut job.joined {
         let path = std::mem::take(&mut other.path);
         if !paths.contains(&path) {
