@@ -534,6 +534,7 @@ impl Agent {
     /// answers whoever waits first.
     fn retire(mut self) {
         let drained = Instant::now() + self.settings.bound() + STOP_PATIENCE;
+        self.keeper.send(KeeperMessage::Retire);
         std::mem::replace(&mut self.coverage, Coverage::Filesystem).stop(drained);
         self.lanes.drain(drained);
         self.end(drained + STOP_PATIENCE);

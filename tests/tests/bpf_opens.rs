@@ -9,17 +9,18 @@ mod common;
 use std::{
     fs::{self, File},
     os::unix::fs::PermissionsExt,
-    process::Command,
+    process::{Command, Stdio},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use common::{
     LIMIT, Site, assert_opens, assert_refused, clean_pages, counter, counters, infected, marker,
     open_until_marked, refused_within,
 };
+use nix::sys::signal::Signal;
 use onacc_tests::{
-    Agent, agent::AgentBuilder, clamd::wait_until, open_as, or_skip, require_root, sys,
+    Agent, Opening, agent::AgentBuilder, clamd::wait_until, open_as, or_skip, require_root, sys,
 };
 
 /// An agent whose hooks are of one of these tiers.
@@ -129,6 +130,98 @@ fn another_database_sets_infected_files_free_until_they_are_scanned_again() {
         counter(&agent, "scans") > scans
     });
     assert!(again, "{:?}", counters(&agent));
+}
+
+/// Takes up the settings as they are now.
+#[track_caller]
+fn reload(agent: &Agent) {
+    let done = || agent.output().matches("onacc: settings reloaded").count();
+    let before = done();
+    agent.signal(Signal::SIGHUP);
+    assert!(wait_until(LIMIT, || done() > before), "{}", agent.output());
+}
+
+/// A second agent takes over, while the first waits for clamd: what that one had the
+/// kernel refuse is free for whom the second one leaves out.
+#[test]
+fn a_program_that_a_reload_excludes_reads_at_once_what_the_kernel_refused() {
+    require_root!();
+    let site = or_skip!(Site::ext4());
+    let settings = site.scratch().write("onacc.toml", b"");
+    let program = site.scratch().join("program");
+    fs::copy("/bin/cat", &program).unwrap();
+    let other = site.write("other", b"clean");
+    let agent = or_skip!(started(
+        site.agent()
+            .arg(&format!("--settings={}", settings.display()))
+            .option("OnAccessCurlTimeout 20000"),
+        &["BPF LSM"]
+    ));
+    let bad = site.write("bad", &infected());
+    thread::sleep(common::NO_LONGER_YOUNG);
+    refuse_in_kernel(&agent, &bad);
+    let reads = || {
+        let mut command = Command::new(&program);
+        let command = command
+            .arg(&bad)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        sys::die_with_parent(command)
+            .status()
+            .expect("starts")
+            .success()
+    };
+    assert!(!reads());
+    site.clamd().stop();
+    let scans = counter(&agent, "scans");
+    let waits = Opening::start(&other);
+    assert!(wait_until(LIMIT, || counter(&agent, "scans") > scans));
+    let exclude = format!("[exclude]\nExecutable = '{}'\n", program.display());
+    fs::write(&settings, exclude).unwrap();
+    reload(&agent);
+    let begun = Instant::now();
+    assert!(
+        wait_until(Duration::from_secs(8), reads),
+        "{:?}",
+        begun.elapsed()
+    );
+    site.clamd().cont();
+    assert!(waits.within(LIMIT).is_open());
+    assert_refused(&bad);
+}
+
+#[test]
+fn what_a_reload_leaves_out_is_refused_no_more() {
+    require_root!();
+    let site = or_skip!(Site::ext4());
+    site.scratch().mkdir("in/dir");
+    let agent = or_skip!(started(site.agent(), &["BPF LSM"]));
+    let base = fs::read_to_string(agent.conf()).unwrap();
+    let dir = site.watched().join("dir");
+    let large = [infected(), vec![b' '; 5000]].concat();
+    for (n, line) in [
+        format!("OnAccessExcludePath {}", dir.display()),
+        "OnAccessMaxFileSize 4000".to_owned(),
+        "OnAccessExcludeUID 4711".to_owned(),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        // New ones: what is known does not come back into the kernel's table.
+        let bad = site.write(format!("dir/bad{n}"), &infected());
+        let large = site.write(format!("large{n}"), &large);
+        thread::sleep(common::NO_LONGER_YOUNG);
+        for path in [&bad, &large] {
+            refuse_in_kernel(&agent, path);
+        }
+        fs::write(agent.conf(), format!("{base}\n{line}\n")).unwrap();
+        reload(&agent);
+        let free = if line.contains("Size") { &large } else { &bad };
+        let opens = || open_as(4711, free, LIMIT).is_open();
+        assert!(wait_until(LIMIT, opens), "{line}");
+        fs::write(agent.conf(), &base).unwrap();
+        reload(&agent);
+    }
 }
 
 #[test]

@@ -57,6 +57,9 @@ pub enum KeeperMessage {
     Outside(Vec<u8>, Option<DirKey>),
     /// All marks must go, for the given reason.
     Flush(&'static str),
+    /// Another agent has taken over: the kernel refuses no more by what this one
+    /// knows, for its exclusions do not hold any more.
+    Retire,
     /// End.
     Stop,
 }
@@ -88,6 +91,8 @@ pub struct Keeper {
     outside: Option<OutsideMarks>,
     /// A mark was placed in this round: more are likely to come.
     placing: bool,
+    /// Another agent has taken over.
+    retired: bool,
 }
 
 impl Keeper {
@@ -116,6 +121,7 @@ impl Keeper {
             heartbeat: links.heartbeat,
             outside,
             placing: false,
+            retired: false,
         }
     }
 
@@ -139,6 +145,10 @@ impl Keeper {
                     KeeperMessage::Policy(policy) => self.follow(policy),
                     KeeperMessage::Outside(directory, told) => self.learn(&directory, told),
                     KeeperMessage::Flush(why) => self.flush(why),
+                    KeeperMessage::Retire => {
+                        self.retired = true;
+                        self.flush("another agent has taken over");
+                    }
                     KeeperMessage::Stop => return,
                 }
                 // A mark that must go is more urgent than a new one.
@@ -153,7 +163,9 @@ impl Keeper {
     /// A directory that was out of scope may be in it now.
     fn follow(&mut self, policy: Arc<Policy>) {
         let world = self.marks.world_mut();
-        let changed = *policy.scope != *world.policy.scope || *policy.rules != *world.policy.rules;
+        let changed = *policy.scope != *world.policy.scope
+            || *policy.rules != *world.policy.rules
+            || policy.max_file_size != world.policy.max_file_size;
         world.policy = policy;
         if changed {
             self.flush("the scope has changed");
@@ -187,7 +199,9 @@ impl Keeper {
         // The kernel refuses an inode, whatever the name; a pattern may leave out
         // one of several.
         let one_name = infected.stat.links <= 1 || !world.policy.rules.has_patterns();
-        let Some(plane) = world.plane.as_mut().filter(|_| holds && one_name) else {
+        // It was judged when it was opened, perhaps by other settings.
+        let still = !self.retired && holds && one_name && is_judged(&world.policy, infected);
+        let Some(plane) = world.plane.as_mut().filter(|_| still) else {
             return;
         };
         match plane.refuse(file, infected.stat.changed, &infected.signature) {
@@ -261,4 +275,17 @@ impl Keeper {
         let notified = sleep([wake, plane, moved, also], None).map(|[woken, ..]| woken);
         self.messages.end_sleep(notified.unwrap_or(true));
     }
+}
+
+/// Whether an open of this file is to be judged by its content, as far as the file
+/// and its place tell.
+fn is_judged(policy: &Policy, infected: &InfectedFile) -> bool {
+    let stat = &infected.stat;
+    let mut path = Vec::new();
+    let by_place = || {
+        let mount = policy.mounts.get(stat.mount)?;
+        file::path_of(infected.file.as_fd(), &mut path)?;
+        policy.by_place_on(mount, stat, &path)
+    };
+    policy.by_file(stat).or_else(by_place).is_none()
 }
