@@ -8,7 +8,10 @@ mod common;
 use std::{fs, path::Path, thread, time::Duration};
 
 use common::{FakeSite, LIMIT, assert_opens, assert_refused, clean, infected};
-use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+use nix::{
+    fcntl::{PosixFadviseAdvice, posix_fadvise},
+    sys::signal::Signal,
+};
 use onacc_tests::{
     Agent, Behaviour, HangingFs, Opened, Opening, clamd::wait_until, open_within, or_skip,
     require_root,
@@ -151,4 +154,81 @@ fn reads_that_hang_while_files_are_streamed_hold_up_their_own_openers_alone() {
     assert_quick(&bad, true);
     assert_quick(&good, false);
     assert_quick(&hanging.join("hang0"), false);
+}
+
+/// Opens files there, each once, until a close of the agent's hangs.
+fn open_until_a_close_hangs(hanging: &HangingFs, openings: &mut Vec<Opening>) {
+    for _ in 0..10 {
+        let next = openings.len();
+        openings.push(Opening::start(&hanging.join(format!("hang{next}"))));
+    }
+    assert!(wait_until(LIMIT, || hanging.hanging_closes() > 0));
+}
+
+#[track_caller]
+fn end_in_time(openings: Vec<Opening>, opened: &mut Vec<Opened>) {
+    opened.extend(openings.into_iter().map(|opening| opening.within(LIMIT)));
+    let in_time = |open: &Opened| open.is_open() && open.took < NO_LONGER;
+    assert!(opened.iter().all(in_time), "{opened:?}");
+}
+
+#[test]
+fn a_stop_while_closes_hang_lets_everybody_go_at_once() {
+    require_root!();
+    let site = or_skip!(FakeSite::ext4(|_| Behaviour::usual()));
+    let hanging = or_skip!(HangingFs::mount(files(40)));
+    let bad = site.write("bad", &infected());
+    let mut agent = site.agent().include(hanging.path()).option(BOUND).start();
+    assert_refused(&bad);
+    // Dropped after `held`: their closes would hang.
+    let (mut openings, mut opened) = (Vec::new(), Vec::new());
+    let held = hanging.hold_closes();
+    open_until_a_close_hangs(&hanging, &mut openings);
+    agent.signal(Signal::SIGTERM);
+    agent
+        .wait_for("Clamonacc: stopped", Duration::from_secs(10))
+        .expect("it says that it has stopped");
+    // Its last thread cannot end before the server answers; nobody waits for that.
+    assert!(wait_until(NO_LONGER, || open_within(&bad, LIMIT).is_open()));
+    end_in_time(openings, &mut opened);
+    drop(held);
+    drop(opened);
+    let status = agent.wait_for_end(Duration::from_secs(10));
+    assert_eq!(status.and_then(|status| status.code()), Some(0));
+    assert!(!agent.guard_fired());
+}
+
+#[test]
+fn reloads_while_closes_hang_come_into_force() {
+    require_root!();
+    let site = or_skip!(FakeSite::ext4(|_| Behaviour::usual()));
+    let hanging = or_skip!(HangingFs::mount(files(40)));
+    let bad = site.write("bad", &infected());
+    let mut agent = site.agent().include(hanging.path()).option(BOUND).start();
+    assert_refused(&bad);
+    let (mut openings, mut opened) = (Vec::new(), Vec::new());
+    let held = hanging.hold_closes();
+    open_until_a_close_hangs(&hanging, &mut openings);
+    let conf = fs::read_to_string(agent.conf()).expect("its clamd.conf");
+    // In place: only the policy is another one. Then by a second agent.
+    for (round, line) in ["OnAccessExcludeUID 54321", "OnAccessMaxThreads 3"]
+        .into_iter()
+        .enumerate()
+    {
+        fs::write(agent.conf(), format!("{conf}{line}\n")).expect("writing");
+        agent.signal(Signal::SIGHUP);
+        let said = || agent.output().matches("onacc: settings reloaded").count();
+        let taken = wait_until(LIMIT, || said() > round);
+        assert!(taken, "{}", agent.output());
+        assert_quick(&bad, true);
+        open_until_a_close_hangs(&hanging, &mut openings);
+    }
+    end_in_time(openings, &mut opened);
+    assert!(agent.is_running(), "{}", agent.output());
+    drop(held);
+    drop(opened);
+    assert_quick(&bad, true);
+    let (status, took) = agent.stop();
+    assert_eq!(status.code(), Some(0));
+    assert!(took < Duration::from_secs(3), "{took:?}");
 }
