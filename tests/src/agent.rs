@@ -30,6 +30,10 @@ pub const READY: &str = "onacc: protection is on";
 pub const SLOW_VARIABLE: &str = "ONACC_SLOW_MACHINE";
 /// The lines that answer SIGUSR1 begin with this.
 pub const COUNTER: &str = "onacc: counter: ";
+/// The last one that it says when it says all.
+const LAST_COUNTER: &str = ": scan_time_max_us ";
+/// How long it may take to say all, on a busy machine.
+const COUNTERS_WITHIN: Duration = Duration::from_secs(20);
 
 // A loaded machine of the kernel matrix takes more than ten seconds for it.
 const START_LIMIT: Duration = Duration::from_secs(50);
@@ -226,19 +230,10 @@ impl Agent {
     pub fn counters(&self) -> Result<Counters> {
         let from = self.output.lock().0.len();
         self.signal(Signal::SIGUSR1);
-        self.output.wait_for(from, Duration::from_secs(5), |line| {
-            line.starts_with(COUNTER)
+        self.output.wait_for(from, COUNTERS_WITHIN, |line| {
+            line.starts_with(COUNTER) && line.contains(LAST_COUNTER)
         })?;
-        // All lines come in one go: done when none has come for a moment.
-        let mut counters = parse_counters(&self.output.lock().0[from..]);
-        loop {
-            thread::sleep(Duration::from_millis(50));
-            let more = parse_counters(&self.output.lock().0[from..]);
-            if more.len() == counters.len() {
-                return Ok(more);
-            }
-            counters = more;
-        }
+        Ok(parse_counters(&self.output.lock().0[from..]))
     }
 }
 

@@ -23,7 +23,7 @@ fn it_is_started_heard_counted_and_stopped() {
     let dir = tempfile::tempdir().unwrap();
     let heard = Arc::new(Mutex::new(Vec::new()));
     let hearing = Arc::clone(&heard);
-    let script = "trap 'echo onacc: counter: seen 4; echo onacc: counter: lost 0 >&2' USR1
+    let script = "trap 'echo onacc: counter: seen 4; echo onacc: counter: lost 0 >&2; sleep 0.2; echo onacc: counter: scan_time_max_us 7' USR1
         trap 'exit 3' TERM
         echo \"args: $*\" >&2
         cat \"${2#--config-file=}\"

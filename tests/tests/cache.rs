@@ -406,7 +406,6 @@ fn without_bpf_repeat_opens_are_answered_from_userspace() {
     });
     assert!(known, "{}", agent.output());
     let (before, scanned) = (counters(&agent)["known_clean"], scans(site.fake()));
-    assert!(scanned <= 2, "{scanned} scans");
     for _ in 0..5 {
         assert_opens(&path);
     }
