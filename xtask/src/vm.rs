@@ -190,6 +190,7 @@ fn boot(kernel: &Kernel, root: &Root, options: &ScriptOptions) -> Result<Option<
         initramfs: file.path(),
         append: &append,
         limit: Duration::from_secs(options.limit),
+        in_turns: false,
     }
     .run(|line| println!("{line}"))?;
     if options.console || ended.status.is_none() {

@@ -26,6 +26,9 @@ pub struct Machine<'a> {
     pub append: &'a str,
     /// How long it may run.
     pub limit: Duration,
+    /// Its processors take turns: slower, and no processor runs what another one has
+    /// patched meanwhile.
+    pub in_turns: bool,
 }
 
 /// How a boot has ended.
@@ -51,9 +54,14 @@ impl Machine<'_> {
             "console=ttyS0 quiet panic=-1 no_timer_check {}",
             self.append
         );
+        let accel = if self.in_turns {
+            "tcg,thread=single"
+        } else {
+            "tcg"
+        };
         let mut command = Command::new("qemu-system-x86_64");
         command
-            .args(["-M", "q35", "-accel", "tcg", "-cpu", "max"])
+            .args(["-M", "q35", "-accel", accel, "-cpu", "max"])
             .args(["-m", "3G", "-smp", "2", "-nodefaults", "-display", "none"])
             .args(["-monitor", "none", "-no-reboot"])
             .arg("-serial")
