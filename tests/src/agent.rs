@@ -7,7 +7,7 @@
 use std::{
     collections::BTreeMap,
     env, fs,
-    io::Read,
+    io::{ErrorKind, Read},
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
@@ -399,7 +399,17 @@ impl AgentBuilder {
         if let Some(limit) = self.open_files {
             sys::limit_open_files(&mut command, limit);
         }
-        let spawned = sys::die_with_parent(&mut command).spawn();
+        let command_to_run = sys::die_with_parent(&mut command);
+        let mut spawned = command_to_run.spawn();
+        // A copy of the binary may still be open for writing in a child that another
+        // test has just forked, until that one calls execve(2).
+        let given_up = Instant::now() + Duration::from_secs(10);
+        while matches!(&spawned, Err(error) if error.kind() == ErrorKind::ExecutableFileBusy)
+            && Instant::now() < given_up
+        {
+            thread::sleep(Duration::from_millis(10));
+            spawned = command_to_run.spawn();
+        }
         // The ends for writing must not stay open here.
         drop(command);
         let child = spawned
