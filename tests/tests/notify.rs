@@ -149,6 +149,14 @@ fn many_files(site: &Site) -> Vec<PathBuf> {
     (0..20_000).map(one).collect()
 }
 
+/// Told by fanotify, with room for few files at a time.
+fn with_few_places(site: &Site) -> onacc_tests::agent::AgentBuilder {
+    reporting(site)
+        .arg("--coverage=directory")
+        .open_files(512)
+        .option("OnAccessCurlTimeout 60000")
+}
+
 /// While clamd does nothing, so that they wait in the kernel.
 fn open_while_clamd_is_stopped(site: &Site, paths: &[PathBuf]) {
     site.clamd().stop();
@@ -168,11 +176,7 @@ fn twenty_thousand_opens_that_fanotify_tells_of_are_all_scanned() {
     require_root!();
     let site = or_skip!(ScratchFs::ext4(512).and_then(Site::on));
     let paths = many_files(&site);
-    let agent = reporting(&site)
-        .arg("--coverage=directory")
-        .open_files(512)
-        .option("OnAccessCurlTimeout 60000")
-        .start();
+    let agent = with_few_places(&site).start();
     open_while_clamd_is_stopped(&site, &paths);
     site.clamd().cont();
     let done = wait_until(4 * LIMIT, || {
@@ -191,11 +195,8 @@ fn opens_beyond_what_may_wait_are_let_go_counted_and_said() {
     require_root!();
     let site = or_skip!(ScratchFs::ext4(512).and_then(Site::on));
     let paths = many_files(&site);
-    let agent = reporting(&site)
-        .arg("--coverage=directory")
+    let agent = with_few_places(&site)
         .arg("--debug-limits=backlog=256000")
-        .open_files(512)
-        .option("OnAccessCurlTimeout 60000")
         .start();
     open_while_clamd_is_stopped(&site, &paths);
     // A thousand may wait, and so many are in flight.

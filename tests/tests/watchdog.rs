@@ -51,6 +51,12 @@ fn assert_let_go(openings: Vec<Opening>) {
     }
 }
 
+fn twenty(site: &FakeSite, content: &[u8]) -> Vec<std::path::PathBuf> {
+    (0..20)
+        .map(|n| site.write(format!("f{n}"), content))
+        .collect()
+}
+
 fn start_openings(paths: &[std::path::PathBuf]) -> Vec<Opening> {
     paths.iter().map(|path| Opening::start(path)).collect()
 }
@@ -60,9 +66,7 @@ fn a_reader_that_stands_still_while_events_wait_ends_the_agent_and_lets_all_go()
     require_root!();
     let site = or_skip!(FakeSite::ext4(|_| Behaviour::usual()));
     let bad = site.write("bad", &infected());
-    let more: Vec<_> = (0..20)
-        .map(|n| site.write(format!("f{n}"), &infected()))
-        .collect();
+    let more = twenty(&site, &infected());
     let mut agent = site.agent().option(LONG_BOUND).start();
     let freezer = or_skip!(Freezer::of(agent.pid()));
     assert_refused(&bad);
@@ -104,9 +108,7 @@ fn a_service_that_stands_still_ends_the_agent_and_lets_all_go() {
     require_root!();
     let site = or_skip!(FakeSite::ext4(|_| Behaviour::usual()));
     let bad = site.write("bad", &infected());
-    let more: Vec<_> = (0..20)
-        .map(|n| site.write(format!("f{n}"), &infected()))
-        .collect();
+    let more = twenty(&site, &infected());
     let mut agent = site.agent().option(LONG_BOUND).start();
     let freezer = or_skip!(Freezer::of(agent.pid()));
     assert_refused(&bad);
@@ -121,9 +123,7 @@ fn a_service_that_stands_still_ends_the_agent_and_lets_all_go() {
 fn a_keeper_that_stands_still_ends_the_agent() {
     require_root!();
     let site = or_skip!(FakeSite::ext4(|_| Behaviour::usual()));
-    let good: Vec<_> = (0..20)
-        .map(|n| site.write(format!("f{n}"), &clean()))
-        .collect();
+    let good = twenty(&site, &clean());
     thread::sleep(common::NO_LONGER_YOUNG);
     let mut agent = site.agent().option(LONG_BOUND).start();
     let freezer = or_skip!(Freezer::of(agent.pid()));

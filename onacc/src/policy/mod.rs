@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::collections::HashMap;
 
 use crate::config::modes::MarksMode;
-use crate::kernel::file::{FileStat, FilesystemKind};
+use crate::kernel::file::{DELETED, FileStat, FilesystemKind};
 use crate::kernel::mounts::{Mount, MountTable};
 
 pub use database::Database;
@@ -208,7 +208,7 @@ impl Policy {
 
     /// As [`Policy::by_place`], for a path on a mount of ours.
     pub fn by_place_on(&self, mount: &Mount, stat: &FileStat, path: &[u8]) -> Option<Unscanned> {
-        let path = match path.strip_suffix(b" (deleted)") {
+        let path = match path.strip_suffix(DELETED) {
             Some(shorter) if stat.links == 0 => shorter,
             _ => path,
         };

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use crate::clamd::SessionError;
 use crate::config::settings::Action;
 use crate::kernel::fanotify::Answer;
+use crate::kernel::file::DELETED;
 use crate::kernel::opener::Opener;
 use crate::observe::log::VERDICT;
 use crate::observe::printable;
@@ -54,7 +55,7 @@ pub(super) fn name_of(path: &[u8], links: u32) -> String {
     if path.is_empty() {
         return "<path longer than 4096 bytes>".to_owned();
     }
-    let path = match path.strip_suffix(b" (deleted)") {
+    let path = match path.strip_suffix(DELETED) {
         Some(shorter) if links == 0 => shorter,
         _ => path,
     };
